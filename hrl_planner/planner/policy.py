@@ -1,0 +1,76 @@
+"""The small protocol every planner speaks, learned or not.
+
+A policy is told once what it plans for (`PlanContext`), then at every interval it is shown what the
+cluster looks like (`ClusterObservation`) and answers with a `Plan`: replicas per pool and, if it
+has an opinion, how much of each class each pool should get. A policy never touches the cluster and
+need not respect the budget: `planner/loop.py` projects whatever it says before it is applied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrl_planner.observation import ClusterObservation
+
+if TYPE_CHECKING:
+    from hrl_planner.spec import ClusterSpec
+    from hrl_planner.workload import Trace
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanContext:
+    """What a policy is told before its first decision.
+
+    Attributes:
+        spec: the cluster; static facts such as pools, budget, classes and start-up times.
+        seed: for policies that draw random numbers, and for class assignment of the trace.
+        trace: the future. Only clairvoyant policies, which serve as bounds, may read it.
+        class_id: SLO class of each request of the trace, shape (N,), if already assigned.
+        blind_pools: indices of pools whose latency profile planners must not use (scenario S13).
+    """
+
+    spec: ClusterSpec
+    seed: int = 0
+    trace: Trace | None = None
+    class_id: NDArray[np.int16] | None = None
+    blind_pools: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One decision.
+
+    Attributes:
+        replicas: target per pool, shape (P,).
+        flows: requests/s of class c meant for pool i, shape (C, P); the router uses them as
+            weights. None leaves the router without a preference.
+        quotas: upper bound per pool within which local planners may move, shape (P,); None when
+            the policy has no hierarchy, and then the quota is the target.
+        reason: one line for people, shown in decision logs.
+    """
+
+    replicas: IntArray
+    flows: FloatArray | None = None
+    quotas: IntArray | None = None
+    reason: str = field(default="", compare=False)
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides how many replicas every pool should have."""
+
+    name: str
+    interval_s: float
+
+    def reset(self, context: PlanContext) -> None:
+        """Forget the past and prepare for a cluster."""
+
+    def decide(self, observation: ClusterObservation) -> Plan:
+        """Answer one observation; called every `interval_s` seconds."""
