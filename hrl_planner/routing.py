@@ -1,0 +1,258 @@
+"""Which pool serves a request, and which worker of it: the rules of simulator and router alike.
+
+Two choices are made for a disaggregated request, at arrival for prefill and at the end of prefill
+for decode, each in the same two steps. The *global* step predicts, for every pool, the request's
+latency as a ratio of its target (`prefill_ratio`, `decode_ratio`) and picks a pool (`pick_pool`);
+the *local* step picks the worker with the least work in front of the request, counting what its
+prefix cache saves (`pick_prefill_worker`, `pick_decode_worker`).
+
+Everything here is a pure function of arrays: `WORKER_LOAD` records that the caller keeps up to
+date, and latency surfaces. No function remembers anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrl_planner._compiled import compiled
+from hrl_planner.surface import decode_step_s, prefill_step_s
+
+Float64Array = NDArray[np.float64]
+
+WORKER_LOAD = np.dtype(
+    [
+        ("backlog_tokens", np.int64),  # prompt tokens routed here and not computed yet
+        ("kv_blocks", np.int64),  # KV blocks of requests routed here, reserved to their full length
+        ("active", np.int32),  # requests routed here and not finished
+        ("accepting", np.int32),  # 1 when ready and not draining
+    ],
+    align=True,
+)
+
+KV_SLO, ROUND_ROBIN, LEAST_LOADED, STATIC_GRID = range(4)
+ROUTER_KINDS = {
+    "kv_slo": KV_SLO,
+    "round_robin": ROUND_ROBIN,
+    "least_loaded": LEAST_LOADED,
+    "static_grid": STATIC_GRID,
+}
+
+# A pool counts as able to keep a target while its prediction stays below this share of it: the
+# prediction knows neither later arrivals nor the batch they join.
+SLO_MARGIN = 0.8
+
+NOBODY = -1
+
+
+@compiled
+def prefill_cost_tokens(
+    backlog_tokens: int, isl_tokens: int, overlap_tokens: int, overlap_weight: float
+) -> float:
+    """Return the prompt tokens a worker computes until this request has its first token.
+
+    The prefill term of Dynamo's KV router cost: work in front plus own tokens less the cached ones.
+    """
+    return backlog_tokens + max(1.0, isl_tokens - overlap_weight * overlap_tokens)
+
+
+@compiled
+def pick_prefill_worker(
+    load: NDArray[Any],
+    first: int,
+    count: int,
+    isl_tokens: int,
+    overlap_tokens: NDArray[np.int64],
+    overlap_weight: float,
+) -> int:
+    """Return the accepting worker with the least prefill cost, the lowest index on a tie.
+
+    Args:
+        load: WORKER_LOAD records of all workers.
+        first: index of the pool's first worker.
+        count: workers of the pool.
+        isl_tokens: prompt length.
+        overlap_tokens: cached prompt tokens per worker, same indices as `load`.
+        overlap_weight: 0 ignores the prefix cache, 1 counts a cached token as saved.
+
+    Returns:
+        The worker's index, or NOBODY.
+    """
+    best = NOBODY
+    best_cost = np.inf
+    for worker in range(first, first + count):
+        if load[worker].accepting != 0:
+            cost = prefill_cost_tokens(
+                load[worker].backlog_tokens, isl_tokens, overlap_tokens[worker], overlap_weight
+            )
+            if cost < best_cost:
+                best_cost = cost
+                best = worker
+    return best
+
+
+@compiled
+def pick_decode_worker(load: NDArray[Any], first: int, count: int) -> int:
+    """Return the accepting worker with the fewest KV blocks, or NOBODY; lowest index on a tie."""
+    best = NOBODY
+    best_blocks = np.int64(np.iinfo(np.int64).max)
+    for worker in range(first, first + count):
+        if load[worker].accepting != 0 and load[worker].kv_blocks < best_blocks:
+            best_blocks = load[worker].kv_blocks
+            best = worker
+    return best
+
+
+@compiled
+def pick_least_loaded(load: NDArray[Any], first: int, count: int) -> int:
+    """Return the accepting worker with the fewest requests, or NOBODY; lowest index on a tie."""
+    best = NOBODY
+    best_active = np.int32(np.iinfo(np.int32).max)
+    for worker in range(first, first + count):
+        if load[worker].accepting != 0 and load[worker].active < best_active:
+            best_active = load[worker].active
+            best = worker
+    return best
+
+
+@compiled
+def pick_next(load: NDArray[Any], first: int, count: int, after: int) -> int:
+    """Return the first accepting worker behind `after` in circular order, or NOBODY."""
+    start = after - first + 1
+    for step in range(count):
+        worker = first + (start + step) % count
+        if load[worker].accepting != 0:
+            return worker
+    return NOBODY
+
+
+@compiled
+def prefill_ratio(
+    surface: Any,
+    table: Float64Array,
+    saturated_s_per_token: float,
+    backlog_tokens: int,
+    isl_tokens: int,
+    cached_tokens: int,
+    extra_s: float,
+    target_s: float,
+) -> float:
+    """Return the predicted time to first token as a ratio of the target left.
+
+    Args:
+        surface: SURFACE record of the pool.
+        table: packed values.
+        saturated_s_per_token: seconds per prompt token of a full batch.
+        backlog_tokens: prompt tokens in front at the worker.
+        isl_tokens: prompt length.
+        cached_tokens: prompt tokens the worker's prefix cache holds.
+        extra_s: KV transfer and first decode step behind the prefill.
+        target_s: what is left of the TTFT target; not above 0 means it is missed already.
+    """
+    new_tokens = max(1, isl_tokens - cached_tokens)
+    own_s = prefill_step_s(surface, table, 1.0, new_tokens, isl_tokens - new_tokens)
+    predicted_s = backlog_tokens * saturated_s_per_token + own_s + extra_s
+    return predicted_s / max(target_s, 1e-3)
+
+
+@compiled
+def decode_ratio(
+    surface: Any,
+    table: Float64Array,
+    active: int,
+    kv_blocks: int,
+    capacity_blocks: int,
+    block_tokens: int,
+    request_blocks: int,
+    max_num_seqs: int,
+    target_s: float,
+) -> float:
+    """Return the predicted inter-token latency at a worker as a ratio of the target.
+
+    A worker whose KV blocks or sequences run out would let the request wait: the ratio then lies
+    above 1 and grows with the overflow, so that such a worker is the last choice.
+    """
+    batch = active + 1
+    blocks = kv_blocks + request_blocks
+    # Reserved blocks hold a request's final length; half of the output is there on average, and
+    # outputs are short against prompts, so the reservation stands for the context.
+    context = blocks * block_tokens / batch
+    ratio = decode_step_s(surface, table, min(batch, max_num_seqs), context) / target_s
+    overflow = max(blocks / capacity_blocks, batch / max_num_seqs)
+    if overflow > 1.0:
+        ratio = max(ratio, 1.0) + overflow
+    return ratio
+
+
+@compiled
+def pick_pool(
+    ratio: Float64Array,
+    weight: Float64Array,
+    served: Float64Array,
+    price: Float64Array,
+) -> int:
+    """Return the pool for a request, or NOBODY when no pool can take it.
+
+    Among pools predicted to keep the target, the planner's weights decide: the pool that is
+    furthest behind its share of the requests served so far. Without weights the cheapest pool
+    per token that still keeps the target is taken, which leaves fast pools to tight targets.
+    When no pool keeps the target, the one that misses it least is.
+
+    Args:
+        ratio: predicted latency over target per pool, infinite where the pool cannot take it.
+        weight: the planner's class-to-pool flows, all 0 for none.
+        served: requests of this class given to each pool since the weights were set.
+        price: cost of a token in each pool.
+    """
+    best = NOBODY
+    best_share = np.inf
+    cheapest = NOBODY
+    best_price = np.inf
+    nearest = NOBODY
+    best_ratio = np.inf
+    for pool in range(ratio.size):
+        if ratio[pool] < best_ratio:
+            best_ratio = ratio[pool]
+            nearest = pool
+        if ratio[pool] <= SLO_MARGIN:
+            if price[pool] < best_price:
+                best_price = price[pool]
+                cheapest = pool
+            if weight[pool] > 0.0:
+                share = (served[pool] + 1.0) / weight[pool]
+                if share < best_share:
+                    best_share = share
+                    best = pool
+    if best != NOBODY:
+        return best
+    if cheapest != NOBODY:
+        return cheapest
+    return nearest
+
+
+@compiled
+def grid_pool(
+    isl_edges: Float64Array,
+    target_edges: Float64Array,
+    pools: NDArray[np.int64],
+    length_tokens: float,
+    target_ms: float,
+) -> int:
+    """Return the pool that a static length x target table names (Dynamo's GlobalRouter).
+
+    Args:
+        isl_edges: upper edges between rows, shape (R - 1,), ascending.
+        target_edges: upper edges between columns, shape (K - 1,), ascending.
+        pools: pool index per cell, shape (R, K).
+        length_tokens: prompt length (prefill) or context (decode).
+        target_ms: TTFT (prefill) or ITL (decode) target.
+    """
+    row = 0
+    while row < isl_edges.size and length_tokens >= isl_edges[row]:
+        row += 1
+    column = 0
+    while column < target_edges.size and target_ms >= target_edges[column]:
+        column += 1
+    return int(pools[row, column])
