@@ -1,0 +1,42 @@
+"""The errors a user can meet, as a small tree.
+
+    HrlPlannerError
+      SpecError       a cluster spec is malformed or contradicts itself
+      ProfileError    a latency profile is missing, malformed or does not fit
+      TraceError      a request trace is malformed (readers add file and line)
+      ScenarioError   an unknown scenario, or one that cannot be built on this spec
+      PolicyError     an unknown policy or a parameter it does not have
+      BudgetError     a plan or a cluster state that no budget can hold
+
+Whoever raises one writes a message that names the file, the field and the value, and what would
+be right. The command line prints that message and exits with status 2; it never shows a traceback
+for these.
+"""
+
+
+class HrlPlannerError(Exception):
+    """Base of every error that is the input's fault, not the program's."""
+
+
+class SpecError(HrlPlannerError):
+    """A cluster spec is malformed or contradicts itself."""
+
+
+class ProfileError(HrlPlannerError):
+    """A latency profile is missing, malformed, or describes a worker that cannot exist."""
+
+
+class TraceError(HrlPlannerError):
+    """A request trace is malformed."""
+
+
+class ScenarioError(HrlPlannerError):
+    """A scenario is unknown or cannot be built on the given spec."""
+
+
+class PolicyError(HrlPlannerError):
+    """A policy is unknown or was given a parameter it does not have."""
+
+
+class BudgetError(HrlPlannerError):
+    """A plan or a cluster state that no budget can hold."""
