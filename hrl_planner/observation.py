@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_planner._compiled import compiled
+
 Float64Array = NDArray[np.float64]
 
 
@@ -138,3 +140,28 @@ class ClusterObservation:
     def class_field(self, name: str) -> Float64Array:
         """Return one field over all classes, shape (C,)."""
         return self.classes[:, CLASS_FIELDS.index(name)]
+
+
+@compiled
+def histogram_quantile(counts: Float64Array, upper_edges: Float64Array, quantile: float) -> float:
+    """Return a quantile of a histogram, linear inside its bucket, as Prometheus does.
+
+    Args:
+        counts: observations per bucket, not cumulative, shape (K,).
+        upper_edges: upper edge of each bucket, ascending, shape (K,); the first starts at 0.
+        quantile: between 0 and 1.
+
+    Returns:
+        The quantile in the unit of the edges, NaN for an empty histogram.
+    """
+    total = counts.sum()
+    if total <= 0.0:
+        return np.nan
+    rank = quantile * total
+    seen = 0.0
+    for k in range(counts.size):
+        if seen + counts[k] >= rank and counts[k] > 0.0:
+            low = upper_edges[k - 1] if k > 0 else 0.0
+            return float(low + (upper_edges[k] - low) * (rank - seen) / counts[k])
+        seen += counts[k]
+    return float(upper_edges[-1])

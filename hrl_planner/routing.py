@@ -1,13 +1,14 @@
 """Which pool serves a request, and which worker of it: the rules of simulator and router alike.
 
-Two choices are made for a disaggregated request, at arrival for prefill and at the end of prefill
-for decode, each in the same two steps. The *global* step predicts, for every pool, the request's
-latency as a ratio of its target (`prefill_ratio`, `decode_ratio`) and picks a pool (`pick_pool`);
-the *local* step picks the worker with the least work in front of the request, counting what its
-prefix cache saves (`pick_prefill_worker`, `pick_decode_worker`).
+Two choices are made for a disaggregated request, at arrival for prefill (`route_prefill`) and at
+the end of prefill for decode (`route_decode`), each in the same two steps. The *global* step
+predicts, for every pool, the request's latency as a ratio of its target and picks a pool
+(`pick_pool`); the *local* step picks the worker with the least work in front of the request,
+counting what its prefix cache saves (`pick_prefill_worker`, `pick_decode_worker`).
 
-Everything here is a pure function of arrays: `WORKER_LOAD` records that the caller keeps up to
-date, and latency surfaces. No function remembers anything.
+Everything here is a function of arrays: `WORKER_LOAD` records that the caller keeps up to date,
+one record per pool with the fields of `POOL_ROUTE` (more do no harm), and latency surfaces. No
+function remembers anything; the round-robin turn and the served counts belong to the caller.
 """
 
 from __future__ import annotations
@@ -28,9 +29,28 @@ WORKER_LOAD = np.dtype(
         ("kv_blocks", np.int64),  # KV blocks of requests routed here, reserved to their full length
         ("active", np.int32),  # requests routed here and not finished
         ("accepting", np.int32),  # 1 when ready and not draining
+        ("pool", np.int32),
     ],
     align=True,
 )
+
+POOL_ROUTE = np.dtype(
+    [
+        ("role", np.int64),
+        ("first", np.int64),  # index of the pool's first worker
+        ("n_slots", np.int64),  # workers of the pool
+        ("max_num_seqs", np.int64),
+        ("kv_capacity_tokens", np.int64),
+        ("kv_capacity_blocks", np.int64),
+        ("saturated_s_per_token", np.float64),  # prefill seconds per prompt token, full batch
+        ("price_per_token", np.float64),  # compared between pools of one role
+        ("transfer_s_per_token", np.float64),
+        ("transfer_latency_s", np.float64),
+    ],
+    align=True,
+)
+
+PREFILL, DECODE, AGGREGATED = range(3)
 
 KV_SLO, ROUND_ROBIN, LEAST_LOADED, STATIC_GRID = range(4)
 ROUTER_KINDS = {
@@ -45,6 +65,7 @@ ROUTER_KINDS = {
 SLO_MARGIN = 0.8
 
 NOBODY = -1
+REJECT = -2
 
 
 @compiled
@@ -106,25 +127,59 @@ def pick_decode_worker(load: NDArray[Any], first: int, count: int) -> int:
 
 
 @compiled
-def pick_least_loaded(load: NDArray[Any], first: int, count: int) -> int:
-    """Return the accepting worker with the fewest requests, or NOBODY; lowest index on a tie."""
+def fits(pool: Any, isl_tokens: int, request_blocks: int) -> bool:
+    """Tell whether a request's KV cache fits an empty worker of a pool at all."""
+    if pool.role == PREFILL:
+        return bool(isl_tokens <= pool.kv_capacity_tokens)
+    return bool(request_blocks <= pool.kv_capacity_blocks)
+
+
+@compiled
+def _serves(pool: Any, decode: bool) -> bool:
+    """Tell whether a pool takes part in a choice: decode pools in one, all others in the other."""
+    return bool((pool.role == DECODE) == decode)
+
+
+@compiled
+def pick_least_loaded(
+    pools: NDArray[Any],
+    load: NDArray[Any],
+    isl_tokens: int,
+    request_blocks: int,
+    decode: bool,
+) -> int:
+    """Return the accepting worker with the fewest requests over all pools that can serve.
+
+    The lowest index wins a tie; NOBODY when none accepts.
+    """
     best = NOBODY
-    best_active = np.int32(np.iinfo(np.int32).max)
-    for worker in range(first, first + count):
-        if load[worker].accepting != 0 and load[worker].active < best_active:
-            best_active = load[worker].active
-            best = worker
+    best_active = np.int64(np.iinfo(np.int32).max)
+    for index in range(pools.size):
+        pool = pools[index]
+        if _serves(pool, decode) and fits(pool, isl_tokens, request_blocks):
+            for worker in range(pool.first, pool.first + pool.n_slots):
+                if load[worker].accepting != 0 and load[worker].active < best_active:
+                    best_active = np.int64(load[worker].active)
+                    best = worker
     return best
 
 
 @compiled
-def pick_next(load: NDArray[Any], first: int, count: int, after: int) -> int:
-    """Return the first accepting worker behind `after` in circular order, or NOBODY."""
-    start = after - first + 1
-    for step in range(count):
-        worker = first + (start + step) % count
+def pick_next(
+    pools: NDArray[Any],
+    load: NDArray[Any],
+    isl_tokens: int,
+    request_blocks: int,
+    decode: bool,
+    turn: int,
+) -> int:
+    """Return the first accepting worker behind `turn`, circularly over all pools, or NOBODY."""
+    for step in range(load.size):
+        worker = (turn + 1 + step) % load.size
         if load[worker].accepting != 0:
-            return worker
+            pool = pools[load[worker].pool]
+            if _serves(pool, decode) and fits(pool, isl_tokens, request_blocks):
+                return worker
     return NOBODY
 
 
@@ -256,3 +311,125 @@ def grid_pool(
     while column < target_edges.size and target_ms >= target_edges[column]:
         column += 1
     return int(pools[row, column])
+
+
+@compiled
+def fits_somewhere(
+    pools: NDArray[Any], isl_tokens: int, request_blocks: int, decode: bool
+) -> bool:
+    """Tell whether any pool could ever take a request for this choice."""
+    for index in range(pools.size):
+        if _serves(pools[index], decode) and fits(pools[index], isl_tokens, request_blocks):
+            return True
+    return False
+
+
+@compiled
+def prefill_ratios(
+    pools: NDArray[Any],
+    surfaces: NDArray[Any],
+    table: Float64Array,
+    load: NDArray[Any],
+    overlap_tokens: NDArray[np.int64],
+    overlap_weight: float,
+    block_tokens: int,
+    isl_tokens: int,
+    request_blocks: int,
+    ttft_left_s: float,
+    itl_s: float,
+    ratio: Float64Array,
+    candidate: NDArray[np.int64],
+) -> None:
+    """Write, per pool, the best worker and its predicted latency over target.
+
+    Args:
+        pools: POOL_ROUTE records, shape (P,).
+        surfaces: SURFACE records, shape (P,).
+        table: packed latency values.
+        load: WORKER_LOAD records, shape (W,).
+        overlap_tokens: cached prompt tokens per worker, shape (W,).
+        overlap_weight: see `pick_prefill_worker`.
+        block_tokens: tokens of a KV block.
+        isl_tokens: prompt length.
+        request_blocks: KV blocks of prompt and output together.
+        ttft_left_s: TTFT target less the time since arrival.
+        itl_s: ITL target; an aggregated pool must keep both.
+        ratio: written, infinite where the pool cannot take the request now.
+        candidate: written, the worker or NOBODY.
+    """
+    for index in range(pools.size):
+        pool = pools[index]
+        ratio[index] = np.inf
+        candidate[index] = NOBODY
+        if pool.role == DECODE or not fits(pool, isl_tokens, request_blocks):
+            continue
+        worker = pick_prefill_worker(
+            load, pool.first, pool.n_slots, isl_tokens, overlap_tokens, overlap_weight
+        )
+        if worker == NOBODY:
+            continue
+        candidate[index] = worker
+        transfer_s = 0.0
+        if pool.role == PREFILL:
+            transfer_s = pool.transfer_latency_s + isl_tokens * pool.transfer_s_per_token
+        ratio[index] = prefill_ratio(
+            surfaces[index],
+            table,
+            pool.saturated_s_per_token,
+            load[worker].backlog_tokens,
+            isl_tokens,
+            overlap_tokens[worker],
+            transfer_s,
+            ttft_left_s,
+        )
+        if pool.role == AGGREGATED:
+            ratio[index] = max(
+                ratio[index],
+                decode_ratio(
+                    surfaces[index],
+                    table,
+                    load[worker].active,
+                    load[worker].kv_blocks,
+                    pool.kv_capacity_blocks,
+                    block_tokens,
+                    request_blocks,
+                    pool.max_num_seqs,
+                    itl_s,
+                ),
+            )
+
+
+@compiled
+def decode_ratios(
+    pools: NDArray[Any],
+    surfaces: NDArray[Any],
+    table: Float64Array,
+    load: NDArray[Any],
+    block_tokens: int,
+    request_blocks: int,
+    itl_s: float,
+    ratio: Float64Array,
+    candidate: NDArray[np.int64],
+) -> None:
+    """Write, per decode pool, the best worker and its predicted ITL over target."""
+    for index in range(pools.size):
+        pool = pools[index]
+        ratio[index] = np.inf
+        candidate[index] = NOBODY
+        if pool.role != DECODE or request_blocks > pool.kv_capacity_blocks:
+            continue
+        worker = pick_decode_worker(load, pool.first, pool.n_slots)
+        if worker == NOBODY:
+            continue
+        candidate[index] = worker
+        ratio[index] = decode_ratio(
+            surfaces[index],
+            table,
+            load[worker].active,
+            load[worker].kv_blocks,
+            pool.kv_capacity_blocks,
+            block_tokens,
+            request_blocks,
+            pool.max_num_seqs,
+            itl_s,
+        )

@@ -1,0 +1,155 @@
+"""Time: the next event, in order, until a given moment.
+
+Four things happen: a worker acts (a boundary, a replica ready, a failure), a KV transfer lands,
+a request arrives, the scraper comes by. At equal times they happen in this order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.kernel import metrics
+from envs.kernel.heaps import transfer_pop, tree_first
+from envs.kernel.layout import (
+    DECODE,
+    DRAINING,
+    IDLE,
+    LEAPING,
+    NONE,
+    STARTING,
+    Cluster,
+)
+from envs.kernel.lifecycle import fail, make_ready, remove_replica, start_pending
+from envs.kernel.queues import push_decode
+from envs.kernel.router import observe_offer, retry_decode, route_prefill, take_outbox
+from envs.kernel.worker import begin_step, decode_fits, end_step, interrupt
+from hrl_planner._compiled import compiled, inlined
+
+
+@inlined
+def _worker_acts(cluster: Cluster, slot: int, now_s: float) -> int:
+    """Handle a slot's event; return the slot when it is at a boundary and may go on."""
+    worker = cluster.workers[slot]
+    g = cluster.g[0]
+    if worker.state == STARTING:
+        make_ready(cluster, slot, now_s)
+        role = cluster.pools[worker.pool].role
+        g.release_prefill = role != DECODE
+        g.release_decode = role == DECODE
+        return NONE
+    if worker.fail_s < worker.boundary_s:
+        fail(cluster, slot, now_s)
+        g.release_prefill = 1
+        return NONE
+    end_step(cluster, slot, now_s)
+    if g.outbox_head != NONE:
+        take_outbox(cluster, now_s)
+    if worker.state == DRAINING and cluster.load[slot].active == 0:
+        remove_replica(cluster, slot, now_s)
+        start_pending(cluster, now_s)
+        return NONE
+    return slot
+
+
+@inlined
+def _transfer_lands(cluster: Cluster, request: int, now_s: float) -> int:
+    """Queue a request at its decode worker; return the slot when it is idle."""
+    q = cluster.requests[request]
+    slot = np.int64(q.decode_worker)
+    worker = cluster.workers[slot]
+    q.queued_s = now_s
+    metrics.count_arrival(cluster, slot, q)
+    push_decode(cluster, slot, request)
+    if worker.step == IDLE:
+        return int(slot)
+    if worker.step == LEAPING and worker.decode_len == 1 and decode_fits(cluster, slot, request):
+        interrupt(cluster, slot, now_s)
+    return NONE
+
+
+@compiled
+def release_held(cluster: Cluster, now_s: float) -> None:
+    """Look through the requests the router holds, in order; workers that idle start at once."""
+    g = cluster.g[0]
+    if g.release_prefill != 0:
+        request = g.prefill_hold_head
+        g.prefill_hold_head = NONE
+        g.prefill_hold_tail = NONE
+        while request != NONE:
+            following = np.int64(cluster.requests[request].next)
+            slot = route_prefill(cluster, request, now_s, False)
+            if slot >= 0 and cluster.workers[slot].step == IDLE:
+                begin_step(cluster, slot, now_s)
+            request = following
+    if g.release_decode != 0:
+        retry_decode(cluster, now_s)
+    g.release_prefill = 0
+    g.release_decode = 0
+
+
+@compiled
+def _scrape(cluster: Cluster, now_s: float) -> None:
+    g = cluster.g[0]
+    metrics.scrape(cluster, now_s)
+    g.next_scrape_s = g.scrape_s * g.n_scrapes
+    if now_s >= g.next_sample_s:
+        metrics.sample(cluster, now_s)
+        g.next_sample_s = g.sample_s * g.n_samples
+
+
+@compiled
+def advance(cluster: Cluster, until_s: float) -> None:
+    """Simulate every event at or before a time; the clock then stands at that time."""
+    g = cluster.g[0]
+    while True:
+        worker_s = cluster.tree[1]
+        transfer_s = cluster.transfers[0].at_s if g.n_transfers > 0 else np.inf
+        arrival_s = np.inf
+        if g.next_arrival < cluster.requests.size:
+            arrival_s = cluster.requests[g.next_arrival].arrival_s
+        now_s = min(min(worker_s, transfer_s), min(arrival_s, g.next_scrape_s))
+        if now_s > until_s:
+            break
+        g.now_s = now_s
+        g.n_events += 1
+        boundary = NONE
+        request = NONE
+        fresh = False
+        if worker_s == now_s:
+            boundary = _worker_acts(cluster, tree_first(cluster.tree), now_s)
+        elif transfer_s == now_s:
+            landed = transfer_pop(cluster.transfers, g.n_transfers)
+            g.n_transfers -= 1
+            q = cluster.requests[landed]
+            if cluster.workers[q.decode_worker].epoch == q.decode_epoch:
+                boundary = _transfer_lands(cluster, landed, now_s)
+            else:
+                q.restarts += 1
+                request = landed
+        elif arrival_s == now_s:
+            request = g.next_arrival
+            g.next_arrival += 1
+            observe_offer(cluster, request)
+            fresh = True
+        else:
+            _scrape(cluster, now_s)
+        if request != NONE:
+            slot = route_prefill(cluster, request, now_s, fresh)
+            if slot >= 0 and cluster.workers[slot].step == IDLE:
+                boundary = slot
+        if boundary != NONE:
+            begin_step(cluster, boundary, now_s)
+        if g.release_prefill + g.release_decode > 0:
+            release_held(cluster, now_s)
+    g.now_s = until_s
+
+
+@compiled
+def kill(cluster: Cluster, slot: int) -> None:
+    """Let the replica in a slot die now."""
+    now_s = cluster.g[0].now_s
+    fail(cluster, slot, now_s)
+    cluster.g[0].release_prefill = 1
+    release_held(cluster, now_s)
+
+
