@@ -78,6 +78,7 @@ def build_cluster(
         ratio=np.zeros(n_pools),
         candidate=np.zeros(n_pools, np.int64),
         overlap=np.zeros(n_slots, np.int64),
+        scratch=np.empty(max(1, len(trace)), np.int64),
         gpus_free=np.array([spec.budget.gpus[t] for t in spec.gpu_types], np.int64),
         sample_s=np.zeros(MAX_SAMPLES),
         samples=np.zeros((MAX_SAMPLES, n_pools, len(layout.SAMPLE_FIELDS)), np.float32),
@@ -99,7 +100,6 @@ def _globals(spec: ClusterSpec, trace: Trace) -> NDArray[Any]:
     g["overlap_weight"] = spec.router.overlap_weight
     g["block_tokens"] = spec.kv_block_tokens
     g["prefix_block_tokens"] = trace.block_tokens
-    g["decodes_itself"] = any(pool.role == "aggregated" for pool in spec.pools)
     g["watts_budget"] = np.inf if spec.budget.watts is None else spec.budget.watts
     total = spec.budget.total_gpus
     g["gpus_budget_total"] = _NO_LIMIT if total is None else total
@@ -149,6 +149,8 @@ def _pools(spec: ClusterSpec, packed: surface.Surface, trace: Trace) -> NDArray[
             spec.kv_transfer.bandwidth_gb_per_s * 1e9
         )
         row["transfer_latency_s"] = spec.kv_transfer.latency_ms * 1e-3
+    decodes = pools["role"] == layout.DECODE
+    pools["decodable_blocks"] = pools["kv_capacity_blocks"][decodes].max(initial=0)
     pools["outage_until_s"] = -np.inf
     return pools
 

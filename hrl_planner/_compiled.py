@@ -38,7 +38,7 @@ def cache_dir() -> Path:
     for package in _package_dirs():
         for source in sorted(package.rglob("*.py")):
             text = source.read_bytes()
-            if b"@compiled" in text or b"@inlined" in text:
+            if b"_compiled import" in text:
                 digest.update(text)
     root = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
     base = Path(root) if root else Path.home() / ".cache"
@@ -75,7 +75,16 @@ def inlined(function: F) -> F:
 
     A call that passes the simulator's arrays costs more than most of these functions do.
     """
-    return _decorate(function, forceinline=True)
+    return _decorate(function, forceinline=True, _nrt=False)
+
+
+def lean(function: F) -> F:
+    """Like `compiled`, for functions that allocate no arrays.
+
+    Numba counts references of every array it touches, with atomic operations. In a loop over many
+    arrays that costs more than the work itself; a function that allocates nothing needs no counts.
+    """
+    return _decorate(function, _nrt=False)
 
 
 def compiled_parallel(function: F) -> F:

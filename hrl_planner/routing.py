@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_planner._compiled import compiled
+from hrl_planner._compiled import lean
 from hrl_planner.surface import decode_step_s, prefill_step_s
 
 Float64Array = NDArray[np.float64]
@@ -42,6 +42,7 @@ POOL_ROUTE = np.dtype(
         ("max_num_seqs", np.int64),
         ("kv_capacity_tokens", np.int64),
         ("kv_capacity_blocks", np.int64),
+        ("decodable_blocks", np.int64),  # prefill: most KV blocks any decode pool's worker holds
         ("saturated_s_per_token", np.float64),  # prefill seconds per prompt token, full batch
         ("price_per_token", np.float64),  # compared between pools of one role
         ("transfer_s_per_token", np.float64),
@@ -68,7 +69,7 @@ NOBODY = -1
 REJECT = -2
 
 
-@compiled
+@lean
 def prefill_cost_tokens(
     backlog_tokens: int, isl_tokens: int, overlap_tokens: int, overlap_weight: float
 ) -> float:
@@ -79,7 +80,7 @@ def prefill_cost_tokens(
     return backlog_tokens + max(1.0, isl_tokens - overlap_weight * overlap_tokens)
 
 
-@compiled
+@lean
 def pick_prefill_worker(
     load: NDArray[Any],
     first: int,
@@ -114,7 +115,7 @@ def pick_prefill_worker(
     return best
 
 
-@compiled
+@lean
 def pick_decode_worker(load: NDArray[Any], first: int, count: int) -> int:
     """Return the accepting worker with the fewest KV blocks, or NOBODY; lowest index on a tie."""
     best = NOBODY
@@ -126,21 +127,26 @@ def pick_decode_worker(load: NDArray[Any], first: int, count: int) -> int:
     return best
 
 
-@compiled
+@lean
 def fits(pool: Any, isl_tokens: int, request_blocks: int) -> bool:
-    """Tell whether a request's KV cache fits an empty worker of a pool at all."""
+    """Tell whether a request's KV cache fits an empty worker of a pool at all.
+
+    A prefill pool fits a request only if some decode pool then does.
+    """
     if pool.role == PREFILL:
-        return bool(isl_tokens <= pool.kv_capacity_tokens)
+        return bool(
+            isl_tokens <= pool.kv_capacity_tokens and request_blocks <= pool.decodable_blocks
+        )
     return bool(request_blocks <= pool.kv_capacity_blocks)
 
 
-@compiled
+@lean
 def _serves(pool: Any, decode: bool) -> bool:
     """Tell whether a pool takes part in a choice: decode pools in one, all others in the other."""
     return bool((pool.role == DECODE) == decode)
 
 
-@compiled
+@lean
 def pick_least_loaded(
     pools: NDArray[Any],
     load: NDArray[Any],
@@ -164,7 +170,7 @@ def pick_least_loaded(
     return best
 
 
-@compiled
+@lean
 def pick_next(
     pools: NDArray[Any],
     load: NDArray[Any],
@@ -183,7 +189,7 @@ def pick_next(
     return NOBODY
 
 
-@compiled
+@lean
 def prefill_ratio(
     surface: Any,
     table: Float64Array,
@@ -212,7 +218,7 @@ def prefill_ratio(
     return predicted_s / max(target_s, 1e-3)
 
 
-@compiled
+@lean
 def decode_ratio(
     surface: Any,
     table: Float64Array,
@@ -241,7 +247,7 @@ def decode_ratio(
     return ratio
 
 
-@compiled
+@lean
 def pick_pool(
     ratio: Float64Array,
     weight: Float64Array,
@@ -287,7 +293,7 @@ def pick_pool(
     return nearest
 
 
-@compiled
+@lean
 def grid_pool(
     isl_edges: Float64Array,
     target_edges: Float64Array,
@@ -313,18 +319,16 @@ def grid_pool(
     return int(pools[row, column])
 
 
-@compiled
-def fits_somewhere(
-    pools: NDArray[Any], isl_tokens: int, request_blocks: int, decode: bool
-) -> bool:
-    """Tell whether any pool could ever take a request for this choice."""
+@lean
+def fits_somewhere(pools: NDArray[Any], isl_tokens: int, request_blocks: int) -> bool:
+    """Tell whether any pool could ever take a request that arrives."""
     for index in range(pools.size):
-        if _serves(pools[index], decode) and fits(pools[index], isl_tokens, request_blocks):
+        if pools[index].role != DECODE and fits(pools[index], isl_tokens, request_blocks):
             return True
     return False
 
 
-@compiled
+@lean
 def prefill_ratios(
     pools: NDArray[Any],
     surfaces: NDArray[Any],
@@ -399,7 +403,7 @@ def prefill_ratios(
             )
 
 
-@compiled
+@lean
 def decode_ratios(
     pools: NDArray[Any],
     surfaces: NDArray[Any],

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_planner._compiled import compiled
+from hrl_planner._compiled import lean
 
 Float64Array = NDArray[np.float64]
 
@@ -128,7 +128,7 @@ def concatenate(surfaces: list[Surface]) -> Surface:
     return Surface(records, np.concatenate([surface.table for surface in surfaces]))
 
 
-@compiled
+@lean
 def _cell(table: Float64Array, at: int, n: int, x: float) -> int:
     """Return i such that axis[i] <= x < axis[i + 1], clamped to the first and last cell."""
     low = 0
@@ -142,7 +142,7 @@ def _cell(table: Float64Array, at: int, n: int, x: float) -> int:
     return low
 
 
-@compiled
+@lean
 def _weight(table: Float64Array, at: int, n: int, i: int, x: float) -> float:
     """Return the weight of the cell's upper end, 0 to 1; 0 on an axis of one point."""
     if n == 1:
@@ -152,7 +152,7 @@ def _weight(table: Float64Array, at: int, n: int, i: int, x: float) -> float:
     return min(1.0, max(0.0, (x - low) / (high - low)))
 
 
-@compiled
+@lean
 def prefill_step_s(
     surface: Any, table: Float64Array, n_requests: float, total_tokens: float, prefix_tokens: float
 ) -> float:
@@ -195,7 +195,7 @@ def prefill_step_s(
     return stretch * ((1.0 - u) * low + u * high)
 
 
-@compiled
+@lean
 def decode_piece(
     surface: Any, table: Float64Array, batch: int, context_tokens: float
 ) -> tuple[float, float, float]:
@@ -226,7 +226,7 @@ def decode_piece(
     return value, (table[row + i + 1] - table[row + i]) / (high - low), high
 
 
-@compiled
+@lean
 def decode_step_s(surface: Any, table: Float64Array, batch: int, context_tokens: float) -> float:
     """Return the time of one decode step in seconds, see `decode_piece`."""
     return decode_piece(surface, table, batch, context_tokens)[0]

@@ -51,7 +51,6 @@ GLOBAL = np.dtype(
         ("prefix_block_tokens", np.int64),  # tokens of a prefix-cache block
         ("outbox_head", np.int64),  # prefilled requests to be given a decode worker now
         ("outbox_tail", np.int64),
-        ("decodes_itself", np.int64),  # 1 when an aggregated pool exists
         ("release_prefill", np.int64),  # 1: look through the held requests before going on
         ("release_decode", np.int64),
         ("n_unresolved", np.int64),  # offered and neither finished nor rejected
@@ -78,6 +77,7 @@ POOL = np.dtype(
         ("max_batched_tokens", np.int64),
         ("kv_capacity_tokens", np.int64),
         ("kv_capacity_blocks", np.int64),
+        ("decodable_blocks", np.int64),
         ("cache_blocks", np.int64),  # prefix-cache blocks a worker holds
         ("warmup_s", np.float64),
         ("warmup_slowdown", np.float64),
@@ -255,6 +255,7 @@ class Cluster(NamedTuple):
         served: requests per class and pool since the flows were set, (C, P).
         ratio: scratch, (P,).
         candidate: scratch, (P,).
+        scratch: scratch, (N,).
         overlap: scratch, cached tokens per slot, (W,).
         gpus_free: GPUs of each type that are neither held nor over budget, (T,).
         sample_s: times of the timeline, (S,).
@@ -290,6 +291,7 @@ class Cluster(NamedTuple):
     ratio: NDArray[np.float64]
     candidate: NDArray[np.int64]
     overlap: NDArray[np.int64]
+    scratch: NDArray[np.int64]
     gpus_free: NDArray[np.int64]
     sample_s: NDArray[np.float64]
     samples: NDArray[np.float32]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs.kernel import prefix_cache
-from envs.kernel.heaps import finish_request, tree_set
+from envs.kernel.heaps import finish_pop, finish_push, finish_request, tree_set
 from envs.kernel.layout import (
     DRAINING,
     EMPTY,
@@ -22,7 +22,7 @@ from envs.kernel.layout import (
 )
 from envs.kernel.metrics import forget_counts
 from envs.kernel.queues import hold_for_prefill
-from hrl_planner._compiled import compiled, inlined
+from hrl_planner._compiled import inlined, lean
 
 
 @inlined
@@ -48,7 +48,7 @@ def reschedule(cluster: Cluster, slot: int) -> None:
     tree_set(cluster.tree, slot, time_s)
 
 
-@compiled
+@lean
 def make_ready(cluster: Cluster, slot: int, now_s: float) -> None:
     """A starting replica begins to serve."""
     worker = cluster.workers[slot]
@@ -84,7 +84,7 @@ def _fits(cluster: Cluster, index: int) -> bool:
     )
 
 
-@compiled
+@lean
 def start_replica(cluster: Cluster, index: int, now_s: float, warm: bool) -> bool:
     """Start a replica of a pool where slot and budget allow; a warm one is ready at once."""
     slot = _free_slot(cluster, index)
@@ -113,7 +113,7 @@ def start_replica(cluster: Cluster, index: int, now_s: float, warm: bool) -> boo
     return True
 
 
-@compiled
+@lean
 def start_pending(cluster: Cluster, now_s: float) -> None:
     """Start whatever is pending and fits, in pool order."""
     for index in range(cluster.pools.size):
@@ -123,7 +123,7 @@ def start_pending(cluster: Cluster, now_s: float) -> None:
                 break
 
 
-@compiled
+@lean
 def remove_replica(cluster: Cluster, slot: int, now_s: float) -> None:
     """A replica is gone: its GPUs, its prefix cache and its unscraped counts with it."""
     g = cluster.g[0]
@@ -165,7 +165,7 @@ def remove_replica(cluster: Cluster, slot: int, now_s: float) -> None:
     reschedule(cluster, slot)
 
 
-@compiled
+@lean
 def _victim(cluster: Cluster, index: int) -> int:
     """Return the slot to give up next: the latest start, else the replica with the least work."""
     pool = cluster.pools[index]
@@ -186,7 +186,7 @@ def _victim(cluster: Cluster, index: int) -> int:
     return best
 
 
-@compiled
+@lean
 def _give_up_one(cluster: Cluster, index: int, now_s: float) -> None:
     slot = _victim(cluster, index)
     worker = cluster.workers[slot]
@@ -201,7 +201,7 @@ def _give_up_one(cluster: Cluster, index: int, now_s: float) -> None:
     cluster.load[slot].accepting = 0
 
 
-@compiled
+@lean
 def set_targets(cluster: Cluster, targets: np.ndarray, now_s: float) -> None:
     """Ask for replicas per pool: first every reduction, then starts, both in pool order."""
     for index in range(cluster.pools.size):
@@ -215,25 +215,25 @@ def set_targets(cluster: Cluster, targets: np.ndarray, now_s: float) -> None:
     start_pending(cluster, now_s)
 
 
-@compiled
+@lean
 def fail(cluster: Cluster, slot: int, now_s: float) -> None:
     """A worker dies: its requests wait at the router to start again, in request order."""
     worker = cluster.workers[slot]
-    lost = np.empty(worker.prefill_len + worker.decode_len + worker.n_running, np.int64)
+    lost = cluster.scratch
     n = 0
+    for entry in range(worker.n_running):
+        finish_push(lost, n, 0, finish_request(cluster.heaps[slot, entry]))
+        n += 1
     for first in (worker.prefill_head, worker.decode_head):
         request = np.int64(first)
         while request != NONE:
-            lost[n] = request
+            finish_push(lost, n, 0, request)
             n += 1
             request = np.int64(cluster.requests[request].next)
-    for entry in range(worker.n_running):
-        lost[n] = finish_request(cluster.heaps[slot, entry])
-        n += 1
-    lost.sort()
     cluster.pools[worker.pool].failures += 1
     remove_replica(cluster, slot, now_s)
-    for i in range(n):
-        cluster.requests[lost[i]].restarts += 1
-        hold_for_prefill(cluster, lost[i])
+    for size in range(n, 0, -1):
+        request = np.int64(finish_request(finish_pop(lost, size)))
+        cluster.requests[request].restarts += 1
+        hold_for_prefill(cluster, request)
     start_pending(cluster, now_s)

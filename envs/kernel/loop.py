@@ -23,7 +23,7 @@ from envs.kernel.lifecycle import fail, make_ready, remove_replica, start_pendin
 from envs.kernel.queues import push_decode
 from envs.kernel.router import observe_offer, retry_decode, route_prefill, take_outbox
 from envs.kernel.worker import begin_step, decode_fits, end_step, interrupt
-from hrl_planner._compiled import compiled, inlined
+from hrl_planner._compiled import inlined, lean
 
 
 @inlined
@@ -67,7 +67,7 @@ def _transfer_lands(cluster: Cluster, request: int, now_s: float) -> int:
     return NONE
 
 
-@compiled
+@lean
 def release_held(cluster: Cluster, now_s: float) -> None:
     """Look through the requests the router holds, in order; workers that idle start at once."""
     g = cluster.g[0]
@@ -87,7 +87,7 @@ def release_held(cluster: Cluster, now_s: float) -> None:
     g.release_decode = 0
 
 
-@compiled
+@lean
 def _scrape(cluster: Cluster, now_s: float) -> None:
     g = cluster.g[0]
     metrics.scrape(cluster, now_s)
@@ -97,7 +97,7 @@ def _scrape(cluster: Cluster, now_s: float) -> None:
         g.next_sample_s = g.sample_s * g.n_samples
 
 
-@compiled
+@lean
 def advance(cluster: Cluster, until_s: float) -> None:
     """Simulate every event at or before a time; the clock then stands at that time."""
     g = cluster.g[0]
@@ -144,7 +144,7 @@ def advance(cluster: Cluster, until_s: float) -> None:
     g.now_s = until_s
 
 
-@compiled
+@lean
 def kill(cluster: Cluster, slot: int) -> None:
     """Let the replica in a slot die now."""
     now_s = cluster.g[0].now_s

@@ -25,7 +25,7 @@ from envs.kernel.layout import (
     STARTING,
     Cluster,
 )
-from hrl_planner._compiled import compiled, inlined
+from hrl_planner._compiled import inlined, lean
 
 N_CLASS_COUNTERS = len(CLASS_COUNTERS)
 
@@ -98,7 +98,7 @@ def count_finished(cluster: Cluster, slot: int, request: Any) -> None:
 
 
 @inlined
-def _pool_gauges(cluster: Cluster, index: int, gauges: NDArray[np.float64]) -> None:
+def _pool_gauges(cluster: Cluster, index: int, gauges: Any) -> None:
     """Write waiting, running and mean KV use of a pool's live workers into `gauges`."""
     pool = cluster.pools[index]
     gauges[0] = 0.0
@@ -115,7 +115,7 @@ def _pool_gauges(cluster: Cluster, index: int, gauges: NDArray[np.float64]) -> N
         gauges[2] /= live * pool.kv_capacity_blocks
 
 
-@compiled
+@lean
 def scrape(cluster: Cluster, now_s: float) -> None:
     """Collect every pool's counters into the next entry of the ring."""
     g = cluster.g[0]
@@ -187,7 +187,7 @@ def forget_counts(cluster: Cluster, slot: int) -> None:
     cluster.histograms[slot] = 0.0
 
 
-@compiled
+@lean
 def sample(cluster: Cluster, now_s: float) -> None:
     """Write one row of the timeline."""
     g = cluster.g[0]
@@ -203,11 +203,7 @@ def sample(cluster: Cluster, now_s: float) -> None:
         row[2] = pool.starting
         row[3] = pool.draining
         row[4] = max(0, pool.target - pool.ready - pool.starting)
-        gauges = np.empty(3)
-        _pool_gauges(cluster, index, gauges)
-        row[5] = gauges[0]
-        row[6] = gauges[1]
-        row[7] = gauges[2]
+        _pool_gauges(cluster, index, row[5:])
     g.n_samples = at + 1
 
 

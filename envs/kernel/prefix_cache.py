@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from envs.kernel.layout import NONE, Cluster
-from hrl_planner._compiled import compiled, inlined
+from hrl_planner._compiled import inlined, lean
 
 _MULTIPLIER = 2654435761  # Knuth's multiplicative hash
 
@@ -92,7 +92,7 @@ def _link_newest(cluster: Cluster, worker: Any, node: int) -> None:
     worker.cache_newest = node
 
 
-@compiled
+@lean
 def cached_blocks(cluster: Cluster, slot: int, block_at: int, n_blocks: int) -> int:
     """Return how many leading blocks of a chain a slot's cache holds."""
     worker = cluster.workers[slot]
@@ -111,7 +111,7 @@ def cached_blocks(cluster: Cluster, slot: int, block_at: int, n_blocks: int) -> 
     return held
 
 
-@compiled
+@lean
 def touch_blocks(cluster: Cluster, slot: int, block_at: int, n_blocks: int) -> None:
     """Make the leading blocks of a chain present and the most recently used, last block first."""
     worker = cluster.workers[slot]
@@ -135,7 +135,7 @@ def touch_blocks(cluster: Cluster, slot: int, block_at: int, n_blocks: int) -> N
         _link_newest(cluster, worker, node)
 
 
-@compiled
+@lean
 def clear(cluster: Cluster, slot: int) -> None:
     """Forget everything: the replica is gone."""
     worker = cluster.workers[slot]

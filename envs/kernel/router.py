@@ -15,7 +15,7 @@ from envs.kernel.layout import NONE, REJECTED, Cluster
 from envs.kernel.prefix_cache import cached_blocks
 from envs.kernel.queues import hold_for_decode, hold_for_prefill
 from envs.kernel.worker import enqueue_prefill
-from hrl_planner._compiled import compiled, inlined
+from hrl_planner._compiled import inlined, lean
 from hrl_planner.routing import (
     DECODE,
     KV_SLO,
@@ -42,7 +42,8 @@ def _look_up_overlap(cluster: Cluster, request: int) -> None:
     """Write the cached prompt tokens of every prefilling worker into `cluster.overlap`."""
     q = cluster.requests[request]
     if q.n_blocks == 0:
-        # Without prefix data nothing is ever written: the scratch stays all zero.
+        if cluster.cache_hash.size > 1:
+            cluster.overlap[:] = 0
         return
     block_tokens = cluster.g[0].prefix_block_tokens
     for index in range(cluster.pools.size):
@@ -127,10 +128,7 @@ def _pick_prefill(cluster: Cluster, request: int, now_s: float, fresh: bool) -> 
     """Return the worker for a prompt, NOBODY to hold the request, or REJECT."""
     q = cluster.requests[request]
     g = cluster.g[0]
-    if fresh and not (
-        fits_somewhere(cluster.pools, q.isl, q.kv_blocks, False)
-        and (g.decodes_itself or fits_somewhere(cluster.pools, q.isl, q.kv_blocks, True))
-    ):
+    if fresh and not fits_somewhere(cluster.pools, q.isl, q.kv_blocks):
         return REJECT
     if g.router == LEAST_LOADED:
         return int(pick_least_loaded(cluster.pools, cluster.load, q.isl, q.kv_blocks, False))
@@ -232,7 +230,7 @@ def take_outbox(cluster: Cluster, now_s: float) -> None:
         request = following
 
 
-@compiled
+@lean
 def retry_decode(cluster: Cluster, now_s: float) -> None:
     """Look through the prefilled requests that wait for a decode worker, in order."""
     g = cluster.g[0]
