@@ -14,7 +14,7 @@ from envs.kernel.heaps import transfer_push
 from envs.kernel.layout import NONE, REJECTED, Cluster
 from envs.kernel.prefix_cache import cached_blocks
 from envs.kernel.queues import hold_for_decode, hold_for_prefill
-from envs.kernel.worker import enqueue_prefill
+from envs.kernel.worker import enqueue_prefill, step_ends_s
 from hrl_planner._compiled import inlined, lean
 from hrl_planner.routing import (
     DECODE,
@@ -211,7 +211,11 @@ def route_decode(cluster: Cluster, request: int, now_s: float) -> None:
     cluster.load[slot].active += 1
     cluster.load[slot].kv_blocks += q.kv_blocks
     pool = cluster.pools[cluster.load[q.prefill_worker].pool]
-    lands_s = now_s + pool.transfer_latency_s + q.isl * pool.transfer_s_per_token
+    lands_s = now_s
+    transfer_s = pool.transfer_latency_s + q.isl * pool.transfer_s_per_token
+    if transfer_s > 0.0:
+        # The decode engine pulls: its scheduler must see the request between two steps first.
+        lands_s = step_ends_s(cluster, slot, now_s) + transfer_s
     transfer_push(cluster.transfers, g.n_transfers, lands_s, g.transfer_seq, request)
     g.n_transfers += 1
     g.transfer_seq += 1

@@ -99,6 +99,16 @@ def interrupt(cluster: Cluster, slot: int, now_s: float) -> None:
 
 
 @inlined
+def step_ends_s(cluster: Cluster, slot: int, now_s: float) -> float:
+    """Return when the decode iteration under way at a worker ends; now if it idles."""
+    worker = cluster.workers[slot]
+    if worker.step != LEAPING:
+        return now_s
+    n = iterations_beyond(worker.base_s, worker.slope_s, now_s - worker.step_start_s)
+    return float(worker.step_start_s + series_s(worker.base_s, worker.slope_s, n))
+
+
+@inlined
 def decode_fits(cluster: Cluster, slot: int, request: int) -> bool:
     """Tell whether a request could join the decode batch at a boundary now."""
     worker = cluster.workers[slot]
@@ -180,7 +190,10 @@ def _begin_prefill(cluster: Cluster, slot: int, now_s: float) -> None:
     if n == 0:
         return
     surface = cluster.surfaces[worker.pool]
-    duration_s = prefill_step_s(surface, cluster.table, float(n), float(total), weighted / total)
+    # Decode tokens riding along pass through the same matrix products as the chunk's: they count
+    # as new tokens, and their attention comes on top.
+    tokens = float(total + worker.n_running)
+    duration_s = prefill_step_s(surface, cluster.table, float(n), tokens, weighted / total)
     if worker.n_running > 0:
         context = worker.context_sum / worker.n_running
         riding_s = decode_step_s(surface, cluster.table, worker.n_running, context)
