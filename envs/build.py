@@ -64,7 +64,7 @@ def build_cluster(
         transfers=np.empty(max(1, len(trace)), layout.TRANSFER),
         blocks=trace.block_ids if trace.block_ids.size else np.zeros(1, np.int32),
         cache_nodes=np.zeros(max(1, n_nodes), layout.CACHE_NODE),
-        cache_hash=np.zeros(max(1, n_hashes), np.int32),
+        cache_hash=np.full(max(1, n_hashes), -1, np.int64),
         counters=np.zeros(n_slots, layout.COUNTER),
         histograms=np.zeros((n_slots, 2, layout.N_BUCKETS)),
         classes=_classes(spec),

@@ -242,7 +242,7 @@ class Cluster(NamedTuple):
         transfers: heap of TRANSFER records, (N,); only as many as are under way are touched.
         blocks: prefix block ids of all requests.
         cache_nodes: CACHE_NODE records of all slots.
-        cache_hash: node + 1 per hash entry of all slots, 0 for none.
+        cache_hash: hash entries of all slots, see `prefix_cache`.
         counters: COUNTER values not scraped yet, float64 (W, N_COUNTERS).
         histograms: TTFT and ITL buckets not scraped yet, float64 (W, 2, N_BUCKETS).
         classes: CLASS records, (C,).
@@ -277,7 +277,7 @@ class Cluster(NamedTuple):
     transfers: NDArray[Any]
     blocks: NDArray[np.int32]
     cache_nodes: NDArray[Any]
-    cache_hash: NDArray[np.int32]
+    cache_hash: NDArray[np.int64]
     counters: NDArray[Any]
     histograms: NDArray[np.float64]
     classes: NDArray[Any]

@@ -19,6 +19,11 @@ from hrl_planner._compiled import inlined, lean
 
 _MULTIPLIER = 2654435761  # Knuth's multiplicative hash
 
+# A hash entry is the block and its node in one word: a probe touches one cache line.
+_NODE_BITS = 32
+_NODE_MASK = (1 << _NODE_BITS) - 1
+_FREE = -1
+
 
 @inlined
 def _home(block: int, mask: int) -> int:
@@ -30,18 +35,20 @@ def _find(cluster: Cluster, worker: Any, block: int) -> int:
     """Return the node that holds a block, or NONE."""
     at = _home(block, worker.hash_mask)
     while True:
-        node = cluster.cache_hash[worker.hash_at + at] - 1
-        if node == NONE or cluster.cache_nodes[worker.cache_at + node].block == block:
-            return int(node)
+        entry = cluster.cache_hash[worker.hash_at + at]
+        if entry == _FREE:
+            return NONE
+        if entry >> _NODE_BITS == block:
+            return entry & _NODE_MASK
         at = (at + 1) & worker.hash_mask
 
 
 @inlined
 def _hash_add(cluster: Cluster, worker: Any, block: int, node: int) -> None:
     at = _home(block, worker.hash_mask)
-    while cluster.cache_hash[worker.hash_at + at] != 0:
+    while cluster.cache_hash[worker.hash_at + at] != _FREE:
         at = (at + 1) & worker.hash_mask
-    cluster.cache_hash[worker.hash_at + at] = node + 1
+    cluster.cache_hash[worker.hash_at + at] = (np.int64(block) << _NODE_BITS) | node
 
 
 @inlined
@@ -49,19 +56,19 @@ def _hash_remove(cluster: Cluster, worker: Any, block: int) -> None:
     base = worker.hash_at
     mask = worker.hash_mask
     hole = _home(block, mask)
-    while cluster.cache_nodes[worker.cache_at + cluster.cache_hash[base + hole] - 1].block != block:
+    while cluster.cache_hash[base + hole] >> _NODE_BITS != block:
         hole = (hole + 1) & mask
     at = hole
     while True:
         at = (at + 1) & mask
         entry = cluster.cache_hash[base + at]
-        if entry == 0:
+        if entry == _FREE:
             break
-        home = _home(cluster.cache_nodes[worker.cache_at + entry - 1].block, mask)
+        home = _home(entry >> _NODE_BITS, mask)
         if ((at - home) & mask) >= ((at - hole) & mask):
             cluster.cache_hash[base + hole] = entry
             hole = at
-    cluster.cache_hash[base + hole] = 0
+    cluster.cache_hash[base + hole] = _FREE
 
 
 @inlined
@@ -140,7 +147,7 @@ def clear(cluster: Cluster, slot: int) -> None:
     """Forget everything: the replica is gone."""
     worker = cluster.workers[slot]
     if worker.cache_size > 0:
-        cluster.cache_hash[worker.hash_at : worker.hash_at + worker.hash_mask + 1] = 0
+        cluster.cache_hash[worker.hash_at : worker.hash_at + worker.hash_mask + 1] = _FREE
     worker.cache_size = 0
     worker.cache_newest = NONE
     worker.cache_oldest = NONE
