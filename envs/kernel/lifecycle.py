@@ -215,6 +215,19 @@ def set_targets(cluster: Cluster, targets: np.ndarray, now_s: float) -> None:
     start_pending(cluster, now_s)
 
 
+@inlined
+def restart(cluster: Cluster, request: int, now_s: float) -> None:
+    """Forget where a request was; tokens its user has seen stay seen."""
+    q = cluster.requests[request]
+    q.restarts += 1
+    q.prefill_worker = NONE
+    q.decode_worker = NONE
+    q.cached = 0
+    # A leap writes the first token's time ahead; a death in its first iteration takes it back.
+    if q.first_token_s > now_s:
+        q.first_token_s = np.nan
+
+
 @lean
 def fail(cluster: Cluster, slot: int, now_s: float) -> None:
     """A worker dies: its requests wait at the router to start again, in request order."""
@@ -234,6 +247,6 @@ def fail(cluster: Cluster, slot: int, now_s: float) -> None:
     remove_replica(cluster, slot, now_s)
     for size in range(n, 0, -1):
         request = np.int64(finish_request(finish_pop(lost, size)))
-        cluster.requests[request].restarts += 1
+        restart(cluster, request, now_s)
         hold_for_prefill(cluster, request)
     start_pending(cluster, now_s)

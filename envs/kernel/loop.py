@@ -19,7 +19,7 @@ from envs.kernel.layout import (
     STARTING,
     Cluster,
 )
-from envs.kernel.lifecycle import fail, make_ready, remove_replica, start_pending
+from envs.kernel.lifecycle import fail, make_ready, remove_replica, restart, start_pending
 from envs.kernel.queues import push_decode
 from envs.kernel.router import observe_offer, retry_decode, route_prefill, take_outbox
 from envs.kernel.worker import begin_step, decode_fits, end_step, interrupt
@@ -124,7 +124,7 @@ def advance(cluster: Cluster, until_s: float) -> None:
             if cluster.workers[q.decode_worker].epoch == q.decode_epoch:
                 boundary = _transfer_lands(cluster, landed, now_s)
             else:
-                q.restarts += 1
+                restart(cluster, landed, now_s)
                 request = landed
         elif arrival_s == now_s:
             request = g.next_arrival
