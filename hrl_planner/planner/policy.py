@@ -50,7 +50,7 @@ class Plan:
     Attributes:
         replicas: target per pool, shape (P,).
         flows: requests/s of class c meant for pool i, shape (C, P); the router uses them as
-            weights. None leaves the router without a preference.
+            weights. None keeps the weights the router has.
         quotas: upper bound per pool within which local planners may move, shape (P,); None when
             the policy has no hierarchy, and then the quota is the target.
         reason: one line for people, shown in decision logs.

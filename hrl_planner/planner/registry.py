@@ -1,0 +1,92 @@
+"""Policies by name: `lp`, `static:split=initial`, `rule:up=0.9,down=0.6`, `lp+rule`.
+
+A name may carry parameters behind a colon; two names joined by `+` are a global allocator and the
+local planner below it. Names that are not here are refused with a list of those that are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from hrl_planner.errors import PolicyError
+from hrl_planner.planner.hierarchy import HierarchicalPlanner
+from hrl_planner.planner.hpa import HpaPolicy
+from hrl_planner.planner.policy import Policy
+from hrl_planner.planner.queue_length import QueueLengthPolicy
+from hrl_planner.planner.rule import RuleParameters, RulePolicy
+from hrl_planner.planner.static import StaticPolicy
+
+
+def _rule(**parameters: float) -> Policy:
+    known = {field.name for field in fields(RuleParameters)}
+    for name in parameters:
+        if name not in known:
+            raise PolicyError(
+                f"policy rule: unknown parameter {name!r}; one of {', '.join(sorted(known))}"
+            )
+    return RulePolicy(RuleParameters(**parameters))
+
+
+_POLICIES: dict[str, tuple[Callable[..., Policy], str]] = {
+    "static": (StaticPolicy, "a fixed split of the budget"),
+    "hpa": (HpaPolicy, "Kubernetes' HPA per pool, on utilisation"),
+    "queue-length": (QueueLengthPolicy, "KEDA per pool, on queue length"),
+    "rule": (_rule, "thresholds on utilisation, KV use, queue and latency"),
+}
+
+
+def policy_names() -> dict[str, str]:
+    """Return every name with a line on what it is."""
+    return {name: about for name, (_, about) in _POLICIES.items()}
+
+
+def _value(policy: str, key: str, text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if not text:
+        raise PolicyError(f"policy {policy}, {key}: no value given")
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _make(text: str) -> Policy:
+    name, _, rest = text.partition(":")
+    if name not in _POLICIES:
+        raise PolicyError(f"unknown policy {name!r}; one of {', '.join(sorted(_POLICIES))}")
+    maker = _POLICIES[name][0]
+    parameters: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise PolicyError(f"policy {name}: {item!r} is not of the form key=value")
+        parameters[key.strip()] = _value(name, key.strip(), value.strip())
+    known = inspect.signature(maker).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        for key in parameters:
+            if key not in known:
+                raise PolicyError(
+                    f"policy {name}: unknown parameter {key!r}; one of {', '.join(known) or 'none'}"
+                )
+    try:
+        return maker(**parameters)
+    except (TypeError, ValueError) as error:
+        raise PolicyError(f"policy {text}: {error}") from error
+
+
+def make_policy(text: str) -> Policy:
+    """Build a policy from its name and parameters.
+
+    Raises:
+        PolicyError: for an unknown name or parameter, naming it and those there are.
+    """
+    levels = text.split("+")
+    if len(levels) == 1:
+        return _make(text)
+    if len(levels) != 2:
+        raise PolicyError(f"policy {text!r}: at most one '+', between allocator and local planner")
+    return HierarchicalPlanner(_make(levels[0]), _make(levels[1]))
