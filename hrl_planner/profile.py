@@ -1,10 +1,10 @@
 """Worker profiles: how long one step of a worker takes, and how much KV cache it holds.
 
-A profile is two latency surfaces measured or predicted on a grid, one for prefill steps (batch x new
-tokens per request x cached tokens in front) and one for decode steps (batch x mean context), with the
-KV capacity and the power of the worker. Profiles are `.npz` files; those the shipped specs use are
-package data under `hrl_planner/profiles/` (see the README there for where they come from). The
-file format is described in docs/profiles.md.
+A profile is two latency surfaces measured or predicted on a grid, one for prefill steps (batch x
+new tokens per request x cached tokens in front) and one for decode steps (batch x mean context),
+with the KV capacity and the power of the worker. Profiles are `.npz` files; those the shipped specs
+use are package data under `hrl_planner/profiles/` (the README there says where they come from).
+The file format is described in docs/profiles.md.
 
 Interpolation is not done here: `prefill_step_ms` and `decode_step_ms` call the compiled lookups of
 `hrl_planner.surface`, the same that the simulator and the planners use, and add what those cannot

@@ -1,4 +1,4 @@
-"""ClusterSpec: one model, the pools that serve it, the GPUs they share, and what users were promised.
+"""ClusterSpec: one model, the pools that serve it, the GPUs they share, what users were promised.
 
 A spec is a YAML file (docs/spec.md explains every field) or one that ships with the package, named
 without its ending: `ClusterSpec.load("reference")`. What is loaded is frozen and whole: profiles
@@ -9,19 +9,31 @@ from `replace`, which validates again; pydantic's own `model_copy(update=...)` w
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hrl_planner._spec_file import describe, find_spec, read_spec_file, shipped_specs
 from hrl_planner.errors import ProfileError, SpecError
 from hrl_planner.profile import WorkerProfile
 
-_HERE = Path(__file__).parent
-# Installed packages carry the specs inside; a source tree keeps its one copy under experiments/.
-SPEC_DIRS = (_HERE / "specs", _HERE.parent / "experiments" / "specs")
+__all__ = [
+    "AssignSpec",
+    "BudgetSpec",
+    "ClusterSpec",
+    "GridSpec",
+    "IntervalSpec",
+    "KvTransferSpec",
+    "PoolSpec",
+    "RewardSpec",
+    "RouterSpec",
+    "SloClassSpec",
+    "StartupSpec",
+    "shipped_specs",
+]
 
 Role = Literal["prefill", "decode", "aggregated"]
 
@@ -156,7 +168,7 @@ class GridSpec(_Model):
     def _check(self) -> Self:
         for field in ("isl_edges", "target_edges_ms"):
             edges = getattr(self, field)
-            if any(b <= a for a, b in zip(edges, edges[1:], strict=False)):
+            if any(b <= a for a, b in itertools.pairwise(edges)):
                 raise ValueError(f"{field} must be strictly increasing, got {list(edges)}")
         rows, columns = len(self.isl_edges) + 1, len(self.target_edges_ms) + 1
         if len(self.pools) != rows or any(len(row) != columns for row in self.pools):
@@ -231,25 +243,27 @@ class ClusterSpec(_Model):
             SpecError: with the file, the field and the value, for whatever is wrong with it.
         """
         path = find_spec(path_or_name)
-        return _validated(_read_yaml(path), path.name, base=path.parent)
+        return _validated(read_spec_file(path), path.name)
 
     @staticmethod
     def from_dict(data: dict[str, Any], *, where: str = "spec") -> ClusterSpec:
         """Validate a spec given as plain data; `where` names it in errors."""
-        return _validated(data, where, base=None)
+        return _validated(data, where)
 
     def replace(self, **changes: Any) -> ClusterSpec:
         """Return a copy with top-level fields replaced, validated like any spec."""
         data = {field: getattr(self, field) for field in type(self).model_fields}
-        return _validated({**data, **changes}, self.name, base=None)
+        return _validated({**data, **changes}, self.name)
 
     def pool_index(self, name: str) -> int:
         """Return the position of a pool in `pools`."""
-        return _index(self.pools, name, f"spec {self.name}: unknown pool")
+        return _index([pool.name for pool in self.pools], name, f"spec {self.name}: unknown pool")
 
     def class_index(self, name: str) -> int:
         """Return the position of a class in `slo_classes`."""
-        return _index(self.slo_classes, name, f"spec {self.name}: unknown SLO class")
+        return _index(
+            [item.name for item in self.slo_classes], name, f"spec {self.name}: unknown SLO class"
+        )
 
     @property
     def gpu_types(self) -> tuple[str, ...]:
@@ -374,88 +388,14 @@ class ClusterSpec(_Model):
                 )
 
 
-def shipped_specs() -> tuple[str, ...]:
-    """Names of the specs that come with the package."""
-    return tuple(sorted({p.stem for d in SPEC_DIRS for p in d.glob("*.yaml")}))
-
-
-def find_spec(path_or_name: str | Path) -> Path:
-    """Return the file a spec's path or name stands for."""
-    path = Path(path_or_name)
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        raise SpecError(f"spec {path}: no such file")
-    for directory in SPEC_DIRS:
-        shipped = directory / f"{path_or_name}.yaml"
-        if path.name == str(path_or_name) and shipped.is_file():
-            return shipped
-    raise SpecError(
-        f"unknown spec {str(path_or_name)!r}; give the path of a .yaml file or one of: "
-        + ", ".join(shipped_specs())
-    )
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, where plain YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SpecError(f"{path}{at}: not valid YAML: {error.problem or error.context}") from error
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise SpecError(f"{path}: a spec is a mapping of fields, this is {type(data).__name__}")
-    return data
-
-
-def _validated(data: dict[str, Any], where: str, *, base: Path | None) -> ClusterSpec:
-    if base is not None:
-        _resolve_profiles(data, base)
+def _validated(data: dict[str, Any], where: str) -> ClusterSpec:
     try:
         return ClusterSpec.model_validate(data)
     except ValidationError as error:
-        raise SpecError("\n".join(f"{where}: {line}" for line in _lines(error))) from error
+        raise SpecError(describe(error, where)) from error
 
 
-def _resolve_profiles(data: dict[str, Any], base: Path) -> None:
-    """Make profile paths relative to the file that names them, not to the caller's directory."""
-    pools = data.get("pools")
-    for pool in pools if isinstance(pools, list) else ():
-        if isinstance(pool, dict) and str(pool.get("profile", "")).endswith(".npz"):
-            pool["profile"] = str(base / pool["profile"])
-
-
-def _lines(error: ValidationError) -> list[str]:
-    lines = []
-    for item in error.errors():
-        at = "".join(
-            f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]
-        ).lstrip(".")
-        message = item["msg"].removeprefix("Value error, ")
-        value = item["input"]
-        # A whole mapping as the offending value would bury the message; its field names do.
-        got = "" if isinstance(value, dict | BaseModel) else f", got {value!r:.60}"
-        lines.append(f"{at}: {message}{got}" if at else message)
-    return lines
-
-
-def _index(items: tuple[PoolSpec, ...] | tuple[SloClassSpec, ...], name: str, what: str) -> int:
-    for i, item in enumerate(items):
-        if item.name == name:
-            return i
-    raise SpecError(f"{what} {name!r}; there are: {', '.join(item.name for item in items)}")
+def _index(names: list[str], name: str, what: str) -> int:
+    if name in names:
+        return names.index(name)
+    raise SpecError(f"{what} {name!r}; there are: {', '.join(names)}")

@@ -1,0 +1,59 @@
+# The one page of verbs. Each sets up .venv by itself; nothing is installed outside of it.
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+# Words for pytest, as in: make test PYTEST_ARGS="-n0 -m 'not slow' -k budget"
+PYTEST_ARGS ?= -n 2
+DEMO_OUT    ?= out/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench bench-dynamo clean
+
+help:
+	@echo "make demo          simulate the reference cluster, compare the planners, write $(DEMO_OUT)/report.html"
+	@echo "make test          the whole test suite"
+	@echo "make lint          ruff, mypy, import-linter"
+	@echo "make format        ruff format and safe fixes"
+	@echo "make bench         speed of simulator and environments"
+	@echo "make bench-dynamo  speed and fidelity against Dynamo's offline replay"
+
+# Two stamps: the demo needs no training library, which is most of the download.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[sim,report,forecast]'
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.stamp-demo
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/hrl-planner evaluate --spec reference --scenario cold-start-ramp \
+	  --policy static --policy hpa --policy rule --policy lp --seeds 3 --out $(DEMO_OUT)
+
+test: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.stamp-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.stamp-dev
+	$(BIN)/python -m benchmarks.bench
+
+bench-dynamo: $(VENV)/.stamp-dev
+	$(BIN)/python -m benchmarks.bench_dynamo
+
+clean:
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

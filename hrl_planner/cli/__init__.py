@@ -1,0 +1,112 @@
+"""The `hrl-planner` command: a thin door to the packages behind it.
+
+Every subcommand lives in a module of its own and imports what it runs inside the command
+function, so that `hrl-planner --help` and shell completion load neither numpy nor a compiler. What
+goes wrong through the input's fault arrives here as `HrlPlannerError` and leaves as one message and
+exit status 2; Ctrl-C leaves with 130; a traceback is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hrl_planner.cli import profile
+from hrl_planner.errors import HrlPlannerError
+
+# Module that is missing: the extra of this package that brings it.
+_EXTRAS = {
+    "numba": "sim",
+    "gymnasium": "sim",
+    "pettingzoo": "sim",
+    "pandas": "report",
+    "pyarrow": "report",
+    "plotly": "report",
+    "matplotlib": "report",
+    "statsmodels": "forecast",
+    "torch": "train",
+    "stable_baselines3": "train",
+    "cma": "train",
+}
+
+
+class _Group(TyperGroup):
+    """A command group that ends in a message where the user, not the program, went wrong."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HrlPlannerError as error:
+            _fail(str(error))
+        except ModuleNotFoundError as error:
+            module = (error.name or "").partition(".")[0]
+            if module not in _EXTRAS:
+                raise
+            _fail(
+                f"this command needs the package {module}; "
+                f"install it with: pip install 'hrl-planner[{_EXTRAS[module]}]'"
+            )
+        except OSError as error:
+            # A closed pipe (`| head`) is no error; the framework ends quietly on it.
+            if error.errno == errno.EPIPE or error.filename is None:
+                raise
+            _fail(f"{error.filename}: {error.strerror}")
+
+
+app = typer.Typer(
+    name="hrl-planner",
+    cls=_Group,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(profile.app, name="profile")
+
+
+def _fail(message: str) -> None:
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
+    raise typer.Exit(2)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(version("hrl-planner"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Plan GPUs over many pools that serve one model: simulate, compare planners, read profiles.
+
+    A [bold]spec[/bold] (YAML; small, reference and large come with the package) describes a
+    cluster, [bold]profiles[/bold] (latency surfaces) its workers, and a [bold]trace[/bold] or a
+    named [bold]scenario[/bold] its load.
+
+    [bold]Examples[/bold]
+
+      hrl-planner simulate --spec small --scenario cold-start-ramp
+
+      hrl-planner evaluate --spec small --scenario cold-start-ramp --policy lp --out out/ramp
+
+      hrl-planner profile show qwen3_32b__h200_sxm__tp2__vllm
+
+      hrl-planner trace --help
+
+    Completion for your shell: hrl-planner --install-completion
+    """
+
+
+def main() -> None:
+    """Entry point of the `hrl-planner` script."""
+    app()
