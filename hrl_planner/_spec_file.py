@@ -45,8 +45,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if keys.count(key) > 1:
+        for i, ((key_node, _), key) in enumerate(zip(node.value, keys, strict=True)):
+            if key in keys[:i]:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark
                 )

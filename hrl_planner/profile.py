@@ -13,6 +13,7 @@ do, a warning when a query leaves the grid.
 
 from __future__ import annotations
 
+import difflib
 import json
 import warnings
 import zipfile
@@ -205,9 +206,11 @@ def _find(name_or_path: str | Path) -> Path:
     shipped = PROFILE_DIR / f"{name_or_path}.npz"
     if path.name == str(name_or_path) and shipped.is_file():
         return shipped
+    close = difflib.get_close_matches(str(name_or_path), shipped_profiles(), n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
     raise ProfileError(
-        f"unknown profile {str(name_or_path)!r}; give the path of an .npz file or one of: "
-        + ", ".join(shipped_profiles())
+        f"unknown profile {str(name_or_path)!r}{hint} Give the path of an .npz file, or a name "
+        "that hrl-planner profile list shows"
     )
 
 

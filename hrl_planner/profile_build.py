@@ -30,9 +30,9 @@ _MAX_SEQS = 256
 
 _HOW_TO_GET_IT = (
     "building a profile needs NVIDIA's package `aisimulate`, which is not installed. "
-    "Get it with: pip install --pre aisimulate  (releases from 0.13.0.dev202610130000000070 on are "
-    "known to work), or use a shipped profile (hrl-planner profile list) or "
-    "hrl-planner profile import"
+    "Get it with: pip install aisimulate==0.13.0.dev202610130000000070  (the release the shipped "
+    "profiles were made with), or use one of those (hrl-planner profile list), or bring measurements "
+    "of your own (hrl-planner profile import)"
 )
 
 

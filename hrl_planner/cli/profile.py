@@ -85,9 +85,10 @@ def import_profile(
 ) -> None:
     """Turn the output of Dynamo's profiler into a profile.
 
-    Reads raw_data.npz in selected_prefill_interpolation and selected_decode_interpolation, or their JSON twins prefill_raw_data.json and decode_raw_data.json. That format knows prefill
-    times of single prompts without a cached prefix; what is assumed for batches and prefixes is
-    printed, and written into the profile.
+    Reads raw_data.npz in selected_prefill_interpolation and selected_decode_interpolation, or their
+    JSON twins prefill_raw_data.json and decode_raw_data.json. That format knows prefill times of
+    single prompts without a cached prefix; what is assumed for batches and prefixes is printed, and
+    written into the profile.
 
     [bold]Example[/bold]
 
