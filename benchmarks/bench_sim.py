@@ -106,9 +106,7 @@ def scaling(rps_per_worker: float) -> list[tuple[int, float]]:
 def peak_of_a_million_mb() -> float:
     """Return the peak memory of a process that simulates a million requests, in MB."""
     code = "from benchmarks.bench_sim import simulate_a_million; simulate_a_million()"
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
@@ -131,7 +129,9 @@ def measure() -> dict[str, float]:
         "sim_kv_rps": median_rate(cluster(8, 32, "kv_slo"), kv),
         "sim_1m_requests_peak_mb": peak_of_a_million_mb(),
     }
-    print(f"plain   8P+32D  {len(plain):>8} requests  {figures['sim_plain_rps']:>12,.0f} requests/s")
+    print(
+        f"plain   8P+32D  {len(plain):>8} requests  {figures['sim_plain_rps']:>12,.0f} requests/s"
+    )
     print(f"kv      8P+32D  {len(kv):>8} requests  {figures['sim_kv_rps']:>12,.0f} requests/s")
     print(f"peak    {MEMORY_REQUESTS:,} requests  {figures['sim_1m_requests_peak_mb']:,.0f} MB")
     for workers, micros in scaling(PLAIN_RPS_PER_DECODE_WORKER):

@@ -246,5 +246,3 @@ class Simulation:
         victims = [*np.flatnonzero(state == READY), *np.flatnonzero(state == DRAINING)]
         for slot in victims[:count]:
             loop.kill(self.cluster, first + int(slot))
-
-

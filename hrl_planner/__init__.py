@@ -1,0 +1,1 @@
+"""A hierarchical planner and router for LLMs served by heterogeneous pools of GPU workers."""

@@ -23,7 +23,7 @@ _PACKAGES = ("hrl_planner", "envs", "agents")
 
 
 def _package_dirs() -> list[Path]:
-    dirs = []
+    dirs: list[Path] = []
     for name in _PACKAGES:
         found = importlib.util.find_spec(name)
         if found is not None and found.submodule_search_locations:

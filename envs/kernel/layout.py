@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from hrl_planner.routing import AGGREGATED, DECODE, PREFILL
 
+__all__ = ["AGGREGATED", "DECODE", "PREFILL"]
+
 ROLES = {"prefill": PREFILL, "decode": DECODE, "aggregated": AGGREGATED}
 
 EMPTY, STARTING, READY, DRAINING = range(4)  # WORKER.state

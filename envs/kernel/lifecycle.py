@@ -21,7 +21,7 @@ from envs.kernel.layout import (
     Cluster,
 )
 from envs.kernel.metrics import forget_counts
-from envs.kernel.queues import hold_for_prefill
+from envs.kernel.queues import as_index, hold_for_prefill
 from hrl_planner._compiled import inlined, lean
 
 
@@ -238,15 +238,15 @@ def fail(cluster: Cluster, slot: int, now_s: float) -> None:
         finish_push(lost, n, 0, finish_request(cluster.heaps[slot, entry]))
         n += 1
     for first in (worker.prefill_head, worker.decode_head):
-        request = np.int64(first)
+        request = as_index(first)
         while request != NONE:
             finish_push(lost, n, 0, request)
             n += 1
-            request = np.int64(cluster.requests[request].next)
+            request = as_index(cluster.requests[request].next)
     cluster.pools[worker.pool].failures += 1
     remove_replica(cluster, slot, now_s)
     for size in range(n, 0, -1):
-        request = np.int64(finish_request(finish_pop(lost, size)))
+        request = as_index(finish_request(finish_pop(lost, size)))
         restart(cluster, request, now_s)
         hold_for_prefill(cluster, request)
     start_pending(cluster, now_s)

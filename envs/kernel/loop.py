@@ -20,7 +20,7 @@ from envs.kernel.layout import (
     Cluster,
 )
 from envs.kernel.lifecycle import fail, make_ready, remove_replica, restart, start_pending
-from envs.kernel.queues import push_decode
+from envs.kernel.queues import as_index, push_decode
 from envs.kernel.router import observe_offer, retry_decode, route_prefill, take_outbox
 from envs.kernel.worker import begin_step, decode_fits, end_step, interrupt
 from hrl_planner._compiled import inlined, lean
@@ -55,7 +55,7 @@ def _worker_acts(cluster: Cluster, slot: int, now_s: float) -> int:
 def _transfer_lands(cluster: Cluster, request: int, now_s: float) -> int:
     """Queue a request at its decode worker; return the slot when it is idle."""
     q = cluster.requests[request]
-    slot = np.int64(q.decode_worker)
+    slot = as_index(q.decode_worker)
     worker = cluster.workers[slot]
     q.queued_s = now_s
     metrics.count_arrival(cluster, slot, q)
@@ -76,7 +76,7 @@ def release_held(cluster: Cluster, now_s: float) -> None:
         g.prefill_hold_head = NONE
         g.prefill_hold_tail = NONE
         while request != NONE:
-            following = np.int64(cluster.requests[request].next)
+            following = as_index(cluster.requests[request].next)
             slot = route_prefill(cluster, request, now_s, False)
             if slot >= 0 and cluster.workers[slot].step == IDLE:
                 begin_step(cluster, slot, now_s)
@@ -151,5 +151,3 @@ def kill(cluster: Cluster, slot: int) -> None:
     fail(cluster, slot, now_s)
     cluster.g[0].release_prefill = 1
     release_held(cluster, now_s)
-
-

@@ -11,7 +11,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from envs.kernel.layout import (
     CLASS_COUNTERS,
@@ -42,7 +41,7 @@ def bucket(seconds: float) -> int:
     bits = np.float64(seconds * 1e3).view(np.int64)
     octave = (bits >> 52) - 1023
     upper_half = (bits & _MANTISSA) >= _SQRT_HALF_OCTAVE
-    return int(min(N_BUCKETS - 1, 2 * octave + upper_half))
+    return min(N_BUCKETS - 1, int(2 * octave + upper_half))
 
 
 @inlined

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from envs.kernel.layout import NONE, Cluster
+from envs.kernel.queues import as_index
 from hrl_planner._compiled import inlined, lean
 
 _MULTIPLIER = 2654435761  # Knuth's multiplicative hash
@@ -27,7 +28,7 @@ _FREE = -1
 
 @inlined
 def _home(block: int, mask: int) -> int:
-    return ((np.int64(block) * _MULTIPLIER) >> 11) & mask
+    return int(((np.int64(block) * _MULTIPLIER) >> 11) & mask)
 
 
 @inlined
@@ -39,7 +40,7 @@ def _find(cluster: Cluster, worker: Any, block: int) -> int:
         if entry == _FREE:
             return NONE
         if entry >> _NODE_BITS == block:
-            return entry & _NODE_MASK
+            return int(entry & _NODE_MASK)
         at = (at + 1) & worker.hash_mask
 
 
@@ -131,10 +132,10 @@ def touch_blocks(cluster: Cluster, slot: int, block_at: int, n_blocks: int) -> N
             _unlink(cluster, worker, node)
         else:
             if worker.cache_size < capacity:
-                node = np.int64(worker.cache_size)
+                node = as_index(worker.cache_size)
                 worker.cache_size += 1
             else:
-                node = np.int64(worker.cache_oldest)
+                node = as_index(worker.cache_oldest)
                 _hash_remove(cluster, worker, cluster.cache_nodes[worker.cache_at + node].block)
                 _unlink(cluster, worker, node)
             cluster.cache_nodes[worker.cache_at + node].block = block

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from envs.kernel.layout import NONE, Cluster
 from hrl_planner._compiled import inlined
+
+
+@inlined
+def as_index(link: Any) -> int:
+    """Return a 32-bit link as an index: compiled loops need one integer type throughout."""
+    return int(np.int64(link))
 
 
 @inlined

@@ -7,18 +7,15 @@ is rejected.
 
 from __future__ import annotations
 
-import numpy as np
-
 from envs.kernel import metrics
 from envs.kernel.heaps import transfer_push
 from envs.kernel.layout import NONE, REJECTED, Cluster
 from envs.kernel.prefix_cache import cached_blocks
-from envs.kernel.queues import hold_for_decode, hold_for_prefill
+from envs.kernel.queues import as_index, hold_for_decode, hold_for_prefill
 from envs.kernel.worker import enqueue_prefill, step_ends_s
 from hrl_planner._compiled import inlined, lean
 from hrl_planner.routing import (
     DECODE,
-    KV_SLO,
     LEAST_LOADED,
     NOBODY,
     REJECT,
@@ -113,7 +110,7 @@ def _by_prefill_slo(cluster: Cluster, request: int, now_s: float, may_shed: bool
         cluster.ratio,
         cluster.flows[q.class_id],
         cluster.served[q.class_id],
-        cluster.pools.price_per_token,
+        cluster.pools["price_per_token"],
     )
     if index == NOBODY:
         return NOBODY
@@ -133,9 +130,7 @@ def _pick_prefill(cluster: Cluster, request: int, now_s: float, fresh: bool) -> 
     if g.router == LEAST_LOADED:
         return int(pick_least_loaded(cluster.pools, cluster.load, q.isl, q.kv_blocks, False))
     if g.router == ROUND_ROBIN:
-        worker = pick_next(
-            cluster.pools, cluster.load, q.isl, q.kv_blocks, False, g.prefill_turn
-        )
+        worker = pick_next(cluster.pools, cluster.load, q.isl, q.kv_blocks, False, g.prefill_turn)
         if worker != NOBODY:
             g.prefill_turn = worker
         return int(worker)
@@ -189,7 +184,7 @@ def _pick_decode(cluster: Cluster, request: int) -> int:
         cluster.ratio,
         cluster.flows[q.class_id],
         cluster.served[q.class_id],
-        cluster.pools.price_per_token,
+        cluster.pools["price_per_token"],
     )
     if index == NOBODY:
         return NOBODY
@@ -229,7 +224,7 @@ def take_outbox(cluster: Cluster, now_s: float) -> None:
     g.outbox_head = NONE
     g.outbox_tail = NONE
     while request != NONE:
-        following = np.int64(cluster.requests[request].next)
+        following = as_index(cluster.requests[request].next)
         route_decode(cluster, request, now_s)
         request = following
 
@@ -242,7 +237,7 @@ def retry_decode(cluster: Cluster, now_s: float) -> None:
     g.decode_hold_head = NONE
     g.decode_hold_tail = NONE
     while request != NONE:
-        following = np.int64(cluster.requests[request].next)
+        following = as_index(cluster.requests[request].next)
         route_decode(cluster, request, now_s)
         request = following
 

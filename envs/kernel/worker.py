@@ -28,7 +28,7 @@ from envs.kernel.layout import (
 )
 from envs.kernel.lifecycle import reschedule
 from envs.kernel.prefix_cache import cached_blocks, touch_blocks
-from envs.kernel.queues import pop_decode, pop_prefill, push_prefill, send_to_decode
+from envs.kernel.queues import as_index, pop_decode, pop_prefill, push_prefill, send_to_decode
 from hrl_planner._compiled import inlined
 from hrl_planner.surface import decode_piece, decode_step_s, prefill_step_s
 
@@ -171,7 +171,7 @@ def _begin_prefill(cluster: Cluster, slot: int, now_s: float) -> None:
     n = 0
     total = 0
     weighted = 0.0
-    request = np.int64(worker.prefill_head)
+    request = as_index(worker.prefill_head)
     while request != NONE and budget > 0 and n < seats:
         q = cluster.requests[request]
         if q.chunk == _NOT_STARTED:
@@ -186,7 +186,7 @@ def _begin_prefill(cluster: Cluster, slot: int, now_s: float) -> None:
         total += q.chunk
         weighted += float(q.chunk) * q.done
         n += 1
-        request = np.int64(q.next)
+        request = as_index(q.next)
     if n == 0:
         return
     surface = cluster.surfaces[worker.pool]
@@ -217,7 +217,7 @@ def _begin_leap(cluster: Cluster, slot: int, now_s: float) -> None:
     worker.slope_s = slope_s * slowdown
     n = finish_clock(cluster.heaps[slot, 0]) - worker.clock
     if piece_end < np.inf:
-        n = min(n, max(1, int(math.ceil(piece_end - context))))
+        n = min(n, max(1, math.ceil(piece_end - context)))
     if slowdown != 1.0:
         pool = cluster.pools[worker.pool]
         warm_s = worker.ready_s + pool.warmup_s - now_s
@@ -239,7 +239,7 @@ def begin_step(cluster: Cluster, slot: int, now_s: float) -> None:
     worker = cluster.workers[slot]
     worker.step = IDLE
     worker.boundary_s = np.inf
-    newcomer = np.int64(worker.decode_head)
+    newcomer = as_index(worker.decode_head)
     admitted = _admit(cluster, slot)
     if worker.prefill_len > 0:
         _begin_prefill(cluster, slot, now_s)
@@ -249,7 +249,7 @@ def begin_step(cluster: Cluster, slot: int, now_s: float) -> None:
             q = cluster.requests[newcomer]
             if math.isnan(q.first_token_s):
                 q.first_token_s = now_s + worker.base_s
-            newcomer = np.int64(q.next)
+            newcomer = as_index(q.next)
     reschedule(cluster, slot)
 
 
@@ -291,7 +291,7 @@ def _end_prefill(cluster: Cluster, slot: int, now_s: float) -> None:
     load = cluster.load[slot]
     aggregated = cluster.pools[worker.pool].role == AGGREGATED
     for _ in range(worker.n_batch):
-        request = np.int64(worker.prefill_head)
+        request = as_index(worker.prefill_head)
         q = cluster.requests[request]
         q.done += q.chunk
         if q.done < q.isl:

@@ -100,33 +100,34 @@ class RulePools(NamedTuple):
     @staticmethod
     def from_spec(spec: ClusterSpec, blind_pools: frozenset[int] = frozenset()) -> RulePools:
         """Derive the arrays; a pool whose profile is unknown is judged by its queue and KV use."""
-        rows = []
-        for index, (pool, profile) in enumerate(zip(spec.pools, spec.profiles(), strict=True)):
-            surface = pack(profile, pool.max_num_seqs, pool.latency_scale)
-            record, table = surface.record[0], surface.table
-            tokens = float(pool.max_num_batched_tokens)
-            per_token_s = prefill_step_s(record, table, 1.0, tokens, 0.0) / tokens
-            ttft_ms = 1e3 * prefill_step_s(record, table, 1.0, _TYPICAL_ISL_TOKENS, 0.0)
-            itl_ms = 1e3 * decode_step_s(record, table, 1, _TYPICAL_CONTEXT_TOKENS)
-            blind = index in blind_pools
-            ttft_targets = [c.ttft_ms for c in spec.slo_classes if c.ttft_ms > ttft_ms]
-            itl_targets = [c.itl_ms for c in spec.slo_classes if c.itl_ms > itl_ms]
-            rows.append(
-                (
-                    pool.role != "decode",
-                    pool.role != "prefill",
-                    np.nan if blind else per_token_s,
-                    np.inf if blind else min(ttft_targets, default=np.inf),
-                    np.inf if blind else min(itl_targets, default=np.inf),
-                    pool.min_replicas,
-                    pool.max_replicas,
-                )
-            )
-        kinds = (np.int64, np.int64, np.float64, np.float64, np.float64, np.int64, np.int64)
-        columns = zip(*rows, strict=True)
+        rows = [_pool_row(spec, index, index in blind_pools) for index in range(len(spec.pools))]
+        columns = [np.array(column, np.float64) for column in zip(*rows, strict=True)]
+        roles = [pool.role for pool in spec.pools]
         return RulePools(
-            *(np.array(column, kind) for column, kind in zip(columns, kinds, strict=True))
+            prefills=np.array([role != "decode" for role in roles], np.int64),
+            decodes=np.array([role != "prefill" for role in roles], np.int64),
+            saturated_s_per_token=columns[0],
+            ttft_target_ms=columns[1],
+            itl_target_ms=columns[2],
+            minimum=np.array([pool.min_replicas for pool in spec.pools], np.int64),
+            maximum=np.array([pool.max_replicas for pool in spec.pools], np.int64),
         )
+
+
+def _pool_row(spec: ClusterSpec, index: int, blind: bool) -> tuple[float, float, float]:
+    """Return seconds per saturated prefill token and the tightest targets a pool can keep."""
+    if blind:
+        return np.nan, np.inf, np.inf
+    pool = spec.pools[index]
+    surface = pack(spec.profiles()[index], pool.max_num_seqs, pool.latency_scale)
+    record, table = surface.record[0], surface.table
+    tokens = float(pool.max_num_batched_tokens)
+    per_token_s = prefill_step_s(record, table, 1.0, tokens, 0.0) / tokens
+    ttft_ms = 1e3 * prefill_step_s(record, table, 1.0, _TYPICAL_ISL_TOKENS, 0.0)
+    itl_ms = 1e3 * decode_step_s(record, table, 1, _TYPICAL_CONTEXT_TOKENS)
+    ttft_targets = [c.ttft_ms for c in spec.slo_classes if c.ttft_ms > ttft_ms]
+    itl_targets = [c.itl_ms for c in spec.slo_classes if c.itl_ms > itl_ms]
+    return per_token_s, min(ttft_targets, default=np.inf), min(itl_targets, default=np.inf)
 
 
 @lean
@@ -145,7 +146,7 @@ def pool_pressure(
     """
     if row[_WAITING] != row[_WAITING] or ready < 1.0:
         return np.nan
-    pressure = row[_WAITING] / ready / parameters[5]
+    pressure = float(row[_WAITING] / ready / parameters[5])
     as_now = ready >= row[_READY]
     if pools.prefills[index] == 1:
         busy = row[_PROMPT_TOKENS] * pools.saturated_s_per_token[index] / ready

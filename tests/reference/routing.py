@@ -95,9 +95,7 @@ class Router:
         return slot
 
     def _least_loaded(self, request: Request, load: NDArray[Any], decode: bool) -> int:
-        return routing.pick_least_loaded(
-            self.pools, load, request.isl, request.kv_blocks, decode
-        )
+        return routing.pick_least_loaded(self.pools, load, request.isl, request.kv_blocks, decode)
 
     def _by_grid(
         self, request: Request, load: NDArray[Any], overlap: NDArray[np.int64], decode: bool

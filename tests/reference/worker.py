@@ -186,9 +186,7 @@ class Replica:
             budget -= tokens
         return chunks
 
-    def _prefill_seconds(
-        self, chunks: list[tuple[Request, int]], decoding: list[Request]
-    ) -> float:
+    def _prefill_seconds(self, chunks: list[tuple[Request, int]], decoding: list[Request]) -> float:
         times = self.pool.times
         total = sum(tokens for _, tokens in chunks)
         in_front = sum(tokens * request.computed for request, tokens in chunks)

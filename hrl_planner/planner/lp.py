@@ -1,0 +1,246 @@
+"""The fluid planner: the LP of `flow.py` on a forecast, made whole and kept steady.
+
+On a forecast over the start-up horizon the LP is model-predictive control. Around it stands what a
+bare LP lacks: two passes, so that a patient class is not packed behind an impatient one; whole
+replicas; routing weights that follow the replicas that serve now, not those planned; and sense
+where the model ends. Without metrics it holds, for good reason nobody can see the traffic then,
+and after `outage_s` returns to the floor its long-run mean plan sets. GPUs that stay pending
+do not exist: the type is planned with what it holds until a retry is due. A pool without a profile
+is scaled by the rule, and the LP plans the others around it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from hrl_planner.budget import BudgetArrays, project
+from hrl_planner.capacity import DECODE, CapacityModel, ClassLoad, capacity
+from hrl_planner.errors import PolicyError
+from hrl_planner.flow import Allocation, FlowParameters, FluidModel
+from hrl_planner.observation import ClusterObservation
+from hrl_planner.planner.demand import Demand, ObservedDemand, TraceDemand, startup_horizon_s
+from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext
+from hrl_planner.planner.rule import RulePolicy
+
+_PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
+_PENDING_RETRY_S = 300.0
+
+
+class DemandSource(Protocol):
+    """Where the planner learns what is asked for."""
+
+    def reset(self, context: PlanContext) -> None:
+        """Prepare for a cluster."""
+
+    def estimate(self, observation: ClusterObservation) -> Demand:
+        """Return rates and lengths."""
+
+
+class FluidPlanner:
+    """Forecast, LP, rounding.
+
+    Args:
+        headroom: share of every pool's capacity kept free.
+        quantile: share of requests a loaded replica must still serve in time.
+        trend: share of the recent slope of the rates that is extrapolated.
+        hold_s: how long a passed peak still counts.
+        change_weight: cost of moving every GPU once, against the value of all requests.
+        price_weight: cost of holding the whole budget; absent, the reward's.
+        round_up: fractions of a replica above this become a whole one.
+        interval_s: time between decisions; absent, the local interval.
+        outage_s: time without any metrics after which holding ends.
+    """
+
+    name = "lp"
+
+    def __init__(
+        self,
+        headroom: float = 0.15,
+        quantile: float = 0.95,
+        trend: float = 0.5,
+        hold_s: float = 180.0,
+        change_weight: float = 0.02,
+        price_weight: float | None = None,
+        round_up: float = 0.15,
+        interval_s: float | None = None,
+        outage_s: float = 900.0,
+    ) -> None:
+        """See the class."""
+        if not 0.0 <= headroom < 1.0 or not 0.0 < quantile < 1.0:
+            raise PolicyError(
+                f"policy lp: headroom {headroom} and quantile {quantile} must lie in 0..1"
+            )
+        self._headroom, self._quantile, self._round_up = headroom, quantile, round_up
+        self._trend, self._hold_s, self._outage_s = trend, hold_s, outage_s
+        self._change_weight, self._price_weight = change_weight, price_weight
+        self._interval_s = interval_s
+        self.interval_s = 10.0 if interval_s is None else interval_s
+        self._ready = False
+
+    def reset(self, context: PlanContext) -> None:
+        """Build the models of a cluster."""
+        spec = context.spec
+        self.interval_s = self._interval_s or spec.intervals.local_s
+        price = self._price_weight
+        self._flow = FluidModel(
+            spec,
+            FlowParameters(
+                headroom_prefill=self._headroom,
+                headroom_decode=self._headroom,
+                headroom_aggregated=self._headroom,
+                price_weight=spec.reward.gpu_price_weight if price is None else price,
+                change_weight=self._change_weight,
+            ),
+        )
+        self._model = CapacityModel.from_spec(spec)
+        self._arrays = BudgetArrays.from_spec(spec)
+        self._demand = self._source(context)
+        self._demand.reset(context)
+        self._blind = np.array(sorted(context.blind_pools), np.int64)
+        self._rule = RulePolicy()
+        self._rule.reset(context)
+        self._known_s = 0.0
+        self._mean_plan: FloatArray | None = None
+        n_types = self._arrays.type_budget.size
+        self._pending_since_s = np.full(n_types, np.inf)
+        self._ready = True
+
+    def decide(self, observation: ClusterObservation) -> Plan:
+        """Plan for the forecast; hold while nothing is known."""
+        desired, flows, reason = self.desire(observation)
+        current = _targets(observation)
+        replicas = project(desired, current, self._arrays, weights=self._weights)
+        share = 0.02
+        if self._mean_plan is None:
+            self._mean_plan = replicas.astype(np.float64)
+        self._mean_plan += share * (replicas - self._mean_plan)
+        return Plan(replicas, flows, reason=reason)
+
+    def desire(
+        self, observation: ClusterObservation
+    ) -> tuple[FloatArray, FloatArray | None, str]:
+        """Return replicas wished for (whole, not yet within the budget), flows, and why."""
+        if not self._ready:
+            raise PolicyError(f"policy {self.name}: decide before reset")
+        current = _targets(observation)
+        self._weights = np.ones(current.size)
+        demand = self._demand.estimate(observation)
+        blackout = np.all(np.isnan(observation.pool_field("arrivals_rps")))
+        if np.any(np.isnan(demand.now)) or (blackout and observation.now_s > 0.0):
+            return self._hold(observation, current)
+        self._known_s = observation.now_s
+        best = self._allocate(observation, demand, current)
+        if best is None:
+            return current.astype(np.float64), None, "lp: no solution, hold"
+        whole = np.ceil(best.replicas - self._round_up)
+        self._weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
+        flows = self._route(observation, demand)
+        reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
+        if self._blind.size:
+            reason += f"; no profile, by rule: pools {self._blind.tolist()}"
+        return whole, flows, reason
+
+    def _source(self, context: PlanContext) -> DemandSource:
+        horizon_s = startup_horizon_s(context.spec)
+        return ObservedDemand(horizon_s, self._hold_s, 120.0, self._trend)
+
+    def _hold(
+        self, observation: ClusterObservation, current: IntArray
+    ) -> tuple[FloatArray, FloatArray | None, str]:
+        """Without metrics: hold, and in a long outage return to the mean plan as a floor."""
+        outage_s = observation.now_s - self._known_s
+        if outage_s < self._outage_s or self._mean_plan is None:
+            return current.astype(np.float64), None, f"lp: no metrics for {outage_s:.0f} s, hold"
+        return np.ceil(self._mean_plan - 0.5), None, "lp: long outage, mean plan"
+
+    def _allocate(
+        self, observation: ClusterObservation, demand: Demand, current: IntArray
+    ) -> Allocation | None:
+        """Solve twice: the first flows say which classes meet in a pool."""
+        live = np.maximum(current.astype(np.float64), 1.0)
+        low = self._arrays.minimum.astype(np.float64)
+        high = self._arrays.maximum.astype(np.float64)
+        if self._blind.size:
+            by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
+            low[self._blind] = high[self._blind] = by_rule
+        budget = self._available(observation)
+        tightest = None
+        best = None
+        for _ in range(2):
+            cap, share = self._capacity(demand.load, live, tightest)
+            best = self._flow.solve(
+                demand.planned, cap, share, current, low=low, high=high, type_budget=budget
+            )
+            if best is None:
+                return None
+            tightest = self._tightest(best.flows, cap)
+        return best
+
+    def _route(self, observation: ClusterObservation, demand: Demand) -> FloatArray | None:
+        """Return the flows that suit the replicas serving now."""
+        ready = observation.pool_field("ready")
+        cap, share = self._capacity(demand.load, np.maximum(ready, 1.0), None)
+        held = self._arrays.gpus * ready
+        budget = np.bincount(self._arrays.type_index, held, self._arrays.type_budget.size)
+        best = self._flow.solve(
+            demand.now, cap, share, ready, low=ready, high=ready, type_budget=budget
+        )
+        return None if best is None else best.flows
+
+    def _capacity(
+        self, load: ClassLoad, servers: FloatArray, tightest: IntArray | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return capacities; a pool without a profile counts as its role's mean per GPU."""
+        cap, share = capacity(
+            self._model, load, servers=servers, tightest=tightest, quantile=self._quantile
+        )
+        for i in self._blind:
+            peers = self._model.role == self._model.role[i]
+            peers[self._blind] = False
+            if peers.any():
+                per_gpu = (cap[:, peers] / self._arrays.gpus[peers]).mean(axis=1)
+                cap[:, i] = per_gpu * self._arrays.gpus[i]
+            share[:, i] = cap[:, i] > 0.0
+        return cap, share
+
+    def _tightest(self, flows: FloatArray, cap: FloatArray) -> IntArray:
+        """Return per pool the class with the tightest target among those that load it."""
+        load = flows / np.maximum(cap, 1e-9)
+        present = load > _PRESENT * np.maximum(load.sum(axis=0), 1e-9)
+        ttft, itl = self._model.ttft_s[:, None], self._model.itl_s[:, None]
+        target = np.where(self._model.role == DECODE, itl, ttft)
+        order = np.where(present, target, np.inf)
+        return np.where(present.any(axis=0), order.argmin(axis=0), -1)
+
+    def _available(self, observation: ClusterObservation) -> FloatArray:
+        """Return GPUs per type; where replicas stay pending, only what is held."""
+        arrays, now_s = self._arrays, observation.now_s
+        n_types = arrays.type_budget.size
+        pending = np.nan_to_num(observation.pool_field("pending"))
+        waits = np.bincount(arrays.type_index, pending, n_types) > 0
+        since = self._pending_since_s
+        since[waits & np.isinf(since)] = now_s
+        # Once replanned the pending replicas are gone: remember the shortage until a retry is due.
+        since[now_s - since > _PENDING_RETRY_S] = np.inf
+        fields = ("ready", "starting", "draining")
+        held = sum(np.nan_to_num(observation.pool_field(name)) for name in fields)
+        used = np.bincount(arrays.type_index, arrays.gpus * held, n_types)
+        short = now_s - since >= self.interval_s
+        return np.where(short, np.minimum(used, arrays.type_budget), arrays.type_budget)
+
+
+class OracleFluidPlanner(FluidPlanner):
+    """The fluid planner with perfect foresight of rates and lengths: a bound, not a policy."""
+
+    name = "lp-oracle"
+
+    def _source(self, context: PlanContext) -> DemandSource:
+        return TraceDemand(startup_horizon_s(context.spec))
+
+
+def _targets(observation: ClusterObservation) -> IntArray:
+    targets = observation.pool_field("target_replicas")
+    live = observation.pool_field("ready") + observation.pool_field("starting")
+    return np.where(np.isnan(targets), np.nan_to_num(live), targets).astype(np.int64)
