@@ -1,0 +1,123 @@
+"""One run from start to numbers: build the case, let the policy drive, measure.
+
+This is the only place where evaluation touches the simulator, and what `hrl-planner simulate`
+runs too: a single run and a cell of a comparison are the same thing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from agents.evaluate import curves, metrics
+from agents.evaluate.cases import load_case
+from agents.evaluate.config import Cell, EvaluationConfig
+from agents.evaluate.store import CellData
+from envs.simulation import SimResult, Simulation
+from hrl_planner.errors import PolicyError, SpecError
+from hrl_planner.planner import PlanContext, loop
+from hrl_planner.planner.registry import make_policy
+from hrl_planner.workload.scenarios import ScenarioCase
+
+OnProgress = Callable[[Simulation], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        case: what was simulated.
+        result: what came of it.
+        wall_s: how long the run took.
+    """
+
+    case: ScenarioCase
+    result: SimResult
+    wall_s: float
+
+
+def run_case(
+    case: ScenarioCase,
+    policy_text: str,
+    seed: int,
+    *,
+    grace_s: float,
+    on_progress: OnProgress | None = None,
+) -> Run:
+    """Simulate one case under one policy.
+
+    Args:
+        case: spec, trace and events.
+        policy_text: as the registry spells it.
+        seed: of start-up times, class assignment and the policy's own draws.
+        grace_s: how long after the last arrival requests may still finish.
+        on_progress: called after every decision.
+    """
+    started = time.perf_counter()
+    policy = make_policy(policy_text)
+    simulation = Simulation(case.spec, case.trace, seed=seed, events=case.events)
+    blind = (e.pool for e in case.events if e.kind == "blind_profile" and e.pool is not None)
+    policy.reset(
+        PlanContext(
+            spec=case.spec,
+            seed=seed,
+            trace=case.trace,
+            class_id=simulation.class_id,
+            blind_pools=frozenset(case.spec.pool_index(pool) for pool in blind),
+        )
+    )
+    loop.run(
+        simulation,
+        policy,
+        case.trace.duration_s,
+        None if on_progress is None else lambda _: on_progress(simulation),
+    )
+    simulation.finish(grace_s)
+    return Run(case, simulation.result(), time.perf_counter() - started)
+
+
+def run_cell(config: EvaluationConfig, cell: Cell, on_share: Callable[[float], None]) -> CellData:
+    """Simulate one cell and reduce it to metrics and curves.
+
+    Args:
+        config: the evaluation.
+        cell: which run of it.
+        on_share: told the share of simulated time that is done.
+    """
+    case = load_case(
+        cell.workload, config.spec, cell.seed, load=config.load, until_s=config.until_s
+    )
+    run = run_case(
+        case,
+        cell.policy,
+        cell.seed,
+        grace_s=config.grace_s,
+        on_progress=lambda simulation: on_share(simulation.now_s / case.trace.duration_s),
+    )
+    return {
+        "workload": cell.workload.label,
+        "policy": cell.policy,
+        "seed": cell.seed,
+        "wall_s": run.wall_s,
+        "rows": metrics.compute(run.result),
+        "curves": curves.reduce_run(run.result),
+    }
+
+
+def check(config: EvaluationConfig) -> None:
+    """Find what is wrong with a configuration before hours are spent on it.
+
+    Raises:
+        HrlPlannerError: a policy, scenario or trace that does not exist or does not fit the spec.
+    """
+    for policy in config.policies:
+        make_policy(policy)
+    if len(set(config.policies)) != len(config.policies):
+        raise PolicyError(f"a policy is named twice: {', '.join(config.policies)}")
+    labels = [workload.label for workload in config.workloads]
+    if len(set(labels)) != len(labels):
+        raise SpecError(f"two workloads share a name: {', '.join(labels)}")
+    for workload in config.workloads:
+        load_case(workload, config.spec, 0, load=config.load, until_s=config.until_s)

@@ -1,0 +1,95 @@
+"""What an evaluation consists of: one spec, workloads, policies, and how many seeds.
+
+A *cell* is one run: one policy on one workload under one seed. The fingerprint covers what a
+finished cell depends on besides its own key, so more seeds, policies or workloads can be added
+to an output folder later, while a changed spec or changed simulator code cannot slip in unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.evaluate.cases import Workload
+from hrl_planner.spec import ClusterSpec
+
+_ROOT = Path(__file__).parents[2]
+# Everything a run's numbers come from. Reports and commands may change without invalidating runs.
+_SOURCES = ("hrl_planner/**/*.py", "envs/**/*.py", "agents/evaluate/metrics.py")
+_NOT_SOURCES = ("hrl_planner/cli/", "envs/viewer", "hrl_planner/connectors/", "hrl_planner/router/")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run: a policy on a workload under a seed."""
+
+    workload: Workload
+    policy: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Unique and safe as a file name; readable first, then a hash of the exact key."""
+        key = f"{self.workload.kind}|{self.workload.name}|{self.policy}"
+        readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{self.workload.label}__{self.policy}")[:80]
+        return f"{readable}__{hashlib.sha256(key.encode()).hexdigest()[:8]}__seed-{self.seed:04d}"
+
+    def __str__(self) -> str:
+        return f"{self.policy} on {self.workload.label}, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """The whole comparison.
+
+    Attributes:
+        spec: the cluster every policy plans for.
+        workloads: at least one; each is a stratum of the bootstrap.
+        policies: as the registry spells them, e.g. "lp" or "lp:headroom=0.2".
+        seeds: number of seeds, 0 to seeds - 1.
+        load: multiplies every request rate.
+        until_s: cut every workload here; None keeps its own length.
+        grace_s: how long after the last arrival requests may still finish.
+    """
+
+    spec: ClusterSpec
+    workloads: tuple[Workload, ...]
+    policies: tuple[str, ...]
+    seeds: int
+    load: float = 1.0
+    until_s: float | None = None
+    grace_s: float = 600.0
+
+    def cells(self) -> list[Cell]:
+        """All runs; seeds outermost, so that what is done first can be compared first."""
+        return [
+            Cell(workload, policy, seed)
+            for seed in range(self.seeds)
+            for workload in self.workloads
+            for policy in self.policies
+        ]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a finished cell depends on, by name."""
+        return {
+            "spec": self.spec.model_dump(mode="json"),
+            "load": self.load,
+            "until_s": self.until_s,
+            "grace_s": self.grace_s,
+            "code": code_digest(),
+            "workloads": {w.label: w.digest() for w in self.workloads},
+        }
+
+
+def code_digest() -> str:
+    """Hash of the sources that decide a run's numbers."""
+    digest = hashlib.sha256()
+    for pattern in _SOURCES:
+        for path in sorted(_ROOT.glob(pattern)):
+            name = path.relative_to(_ROOT).as_posix()
+            if not name.startswith(_NOT_SOURCES):
+                digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]

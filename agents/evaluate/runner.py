@@ -1,0 +1,290 @@
+"""Runs the cells of an evaluation in parallel processes and survives what may happen to them.
+
+Workers are spawned, never forked: numba's threads and compiled state do not survive a fork. Each
+worker writes its cell to the store itself, so a finished run is safe whatever becomes of the
+parent. A cell that raises is recorded and the others go on. A worker that dies takes the whole
+pool with it (that is how `ProcessPoolExecutor` works); the pool is rebuilt and the cells that were
+under way are tried once more, one at a time, so that the one to blame is known.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from agents.evaluate.config import Cell, EvaluationConfig
+from agents.evaluate.store import Store
+from hrl_planner.errors import HrlPlannerError
+
+_POLL_S = 0.2
+# One thread per worker: parallelism comes from the processes.
+_THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A cell that did not finish.
+
+    Attributes:
+        cell: which run.
+        message: one line for people.
+        log: file with the details.
+    """
+
+    cell: Cell
+    message: str
+    log: Path
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where an evaluation stands, for a progress bar.
+
+    Attributes:
+        total: cells of the evaluation.
+        skipped: cells that an earlier call had finished.
+        done: cells finished by this call.
+        failures: cells that failed in this call.
+        under_way: simulated share, 0 to 1, of each cell that is running.
+    """
+
+    total: int
+    skipped: int
+    done: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    under_way: dict[Cell, float] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Share of this call's cells that is done, parts of running cells included."""
+        todo = self.total - self.skipped
+        finished = self.done + len(self.failures) + sum(self.under_way.values())
+        return finished / todo if todo else 1.0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def run_cells(
+    config: EvaluationConfig, store: Store, *, workers: int, on_progress: OnProgress
+) -> list[Failure]:
+    """Run every cell that the store does not have yet.
+
+    Args:
+        config: the evaluation.
+        store: opened for this configuration.
+        workers: parallel processes; 1 runs in this process.
+        on_progress: called several times a second.
+
+    Returns:
+        The cells that failed.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after the workers have been stopped.
+    """
+    cells = config.cells()
+    todo = [cell for cell in cells if not store.has(cell)]
+    progress = Progress(total=len(cells), skipped=len(cells) - len(todo))
+    on_progress(progress)
+    with _terminate_as_interrupt():
+        if workers <= 1 or len(todo) <= 1:
+            for cell in todo:
+                _run_here(config, store, cell, progress, on_progress)
+        else:
+            _Pool(config, store, min(workers, len(todo)), progress, on_progress).run(todo)
+    return progress.failures
+
+
+def _run_here(
+    config: EvaluationConfig,
+    store: Store,
+    cell: Cell,
+    progress: Progress,
+    on_progress: OnProgress,
+) -> None:
+    def on_share(share: float) -> None:
+        progress.under_way[cell] = share
+        on_progress(progress)
+
+    problem = _attempt(config, store, cell, on_share)
+    _settle(store, cell, problem, progress)
+    on_progress(progress)
+
+
+def _attempt(
+    config: EvaluationConfig, store: Store, cell: Cell, on_share: Callable[[float], None]
+) -> tuple[str, str] | None:
+    """Run and store a cell; None, or what went wrong as (message, details)."""
+    from agents.evaluate.cell import run_cell
+
+    try:
+        store.write(cell, run_cell(config, cell, on_share))
+    except HrlPlannerError as error:
+        return str(error), traceback.format_exc()
+    except Exception as error:  # whatever it is, the other cells must not be lost with it
+        return f"{type(error).__name__}: {error}", traceback.format_exc()
+    return None
+
+
+def _settle(store: Store, cell: Cell, problem: tuple[str, str] | None, progress: Progress) -> None:
+    progress.under_way.pop(cell, None)
+    if problem is None:
+        progress.done += 1
+    else:
+        message, details = problem
+        log = store.write_failure(cell, details)
+        progress.failures.append(Failure(cell, message, log))
+
+
+class _Pool:
+    """Worker processes, with at most one cell under way in each."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        store: Store,
+        workers: int,
+        progress: Progress,
+        on_progress: OnProgress,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._workers = workers
+        self._progress = progress
+        self._on_progress = on_progress
+        self._spawn = multiprocessing.get_context("spawn")
+        # Shared memory through which workers tell how far they are; a slot per running cell.
+        self._shares = self._spawn.Array("d", workers, lock=False)
+
+    def run(self, cells: list[Cell]) -> None:
+        """Run all cells."""
+        waiting = deque(cells)
+        suspects: deque[Cell] = deque()
+        while waiting or suspects:
+            with _one_thread_each():
+                executor = ProcessPoolExecutor(
+                    self._workers,
+                    mp_context=self._spawn,
+                    initializer=_initialize,
+                    initargs=(self._shares,),
+                )
+                try:
+                    died = self._drive(executor, waiting, suspects)
+                except BaseException:
+                    _stop(executor)
+                    raise
+                executor.shutdown(wait=True, cancel_futures=True)
+            if len(died) == 1:
+                problem = (
+                    "the worker process died (out of memory?)",
+                    "no traceback: it was killed",
+                )
+                _settle(self._store, died[0], problem, self._progress)
+            suspects.extend(died if len(died) > 1 else ())
+
+    def _drive(
+        self, executor: ProcessPoolExecutor, waiting: deque[Cell], suspects: deque[Cell]
+    ) -> list[Cell]:
+        """Feed the pool until all is done or it breaks; the cells that were then under way."""
+        running: dict[Future[Any], tuple[Cell, int]] = {}
+        free = list(range(self._workers))
+        while waiting or suspects or running:
+            limit = 1 if suspects else self._workers
+            while (waiting or suspects) and len(running) < limit:
+                cell = suspects.popleft() if suspects else waiting.popleft()
+                slot = free.pop()
+                self._shares[slot] = 0.0
+                try:
+                    future = executor.submit(_work, self._config, self._store, cell, slot)
+                except BrokenProcessPool:
+                    return [cell, *(cell for cell, _ in running.values())]
+                running[future] = (cell, slot)
+            done, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                return self._survivors(running)
+            for future in done:
+                cell, slot = running.pop(future)
+                free.append(slot)
+                _settle(self._store, cell, future.result(), self._progress)
+            self._progress.under_way = {c: self._shares[s] for c, s in running.values()}
+            self._on_progress(self._progress)
+        return []
+
+    def _survivors(self, running: dict[Future[Any], tuple[Cell, int]]) -> list[Cell]:
+        """Settle what finished before the pool broke; the rest was lost with it."""
+        lost = []
+        for future, (cell, _) in running.items():
+            if future.done() and future.exception() is None:
+                _settle(self._store, cell, future.result(), self._progress)
+            else:
+                lost.append(cell)
+        self._progress.under_way = {}
+        return lost
+
+
+_worker_shares: Any = None
+
+
+def _initialize(shares: Any) -> None:
+    """Set a worker up: it leaves Ctrl-C to the parent, which stops it."""
+    global _worker_shares
+    _worker_shares = shares
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(config: EvaluationConfig, store: Store, cell: Cell, slot: int) -> tuple[str, str] | None:
+    def on_share(share: float) -> None:
+        _worker_shares[slot] = share
+
+    return _attempt(config, store, cell, on_share)
+
+
+def _stop(executor: ProcessPoolExecutor) -> None:
+    """End the workers now; what they were doing is not stored and will be done again."""
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in multiprocessing.active_children():
+        process.terminate()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Environment in which spawned workers start with one thread per library."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Within, SIGTERM stops the evaluation as Ctrl-C does: workers ended, finished cells kept."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread, where signals cannot be set
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,177 @@
+"""From cells to tables: one row per run and class, one row of estimates per policy and class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agents.evaluate.metrics import ALL_CLASSES, METRICS, Metric
+from agents.evaluate.statistics import Estimate, FloatArray, estimate
+from agents.evaluate.store import CellData
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+# What the terminal shows; the report and summary.csv have all of METRICS.
+HEADLINE = (
+    "attainment",
+    "value_attainment",
+    "goodput_rps",
+    "ttft_p95_ms",
+    "itl_p95_ms",
+    "gpu_hours",
+    "cost",
+    "cost_per_1k",
+    "scaling_actions",
+    "reversals",
+    "budget_violations",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All finished runs of an evaluation.
+
+    Attributes:
+        frame: one row per run and class: workload, policy, seed, class and every metric.
+        cells: the cells the rows came from.
+        policies: in the order asked for.
+        workloads: labels, in the order asked for.
+        classes: names, in spec order.
+    """
+
+    frame: pd.DataFrame
+    cells: Sequence[CellData]
+    policies: tuple[str, ...]
+    workloads: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def scores(
+        self, policy: str, metric: str, *, of_class: str = ALL_CLASSES, workload: str | None = None
+    ) -> FloatArray:
+        """Metric of every run as [workloads, seeds]; NaN where a run is missing."""
+        frame = self.frame
+        rows = frame[(frame["policy"] == policy) & (frame["class"] == of_class)]
+        table = rows.pivot(index="workload", columns="seed", values=metric)
+        names = list(self.workloads) if workload is None else [workload]
+        seeds = sorted(frame["seed"].unique())
+        return table.reindex(index=names, columns=seeds).to_numpy(dtype=np.float64)
+
+    def estimate(
+        self, policy: str, metric: str, *, of_class: str = ALL_CLASSES, workload: str | None = None
+    ) -> Estimate:
+        """IQM of a metric over all runs of a policy, with its interval."""
+        return estimate(self.scores(policy, metric, of_class=of_class, workload=workload))
+
+
+def collect(
+    cells: Sequence[CellData],
+    policies: tuple[str, ...],
+    workloads: tuple[str, ...],
+    classes: tuple[str, ...],
+) -> Results:
+    """Tidy table of all runs."""
+    import pandas as pd
+
+    rows = [
+        {key: cell[key] for key in ("workload", "policy", "seed")}
+        | row
+        | {"wall_s": cell["wall_s"]}
+        for cell in cells
+        for row in cell["rows"]
+    ]
+    return Results(pd.DataFrame(rows), cells, policies, workloads, classes)
+
+
+def write_tables(results: Results, folder: Path) -> list[Path]:
+    """Write results.parquet, results.csv and summary.csv; the paths written."""
+    paths = [folder / name for name in ("results.parquet", "results.csv", "summary.csv")]
+    results.frame.to_parquet(paths[0], index=False)
+    results.frame.to_csv(paths[1], index=False)
+    summary_frame(results).to_csv(paths[2], index=False)
+    return paths
+
+
+def columns_of(results: Results, of_class: str) -> list[str]:
+    """Metric columns that exist for a class, GPU-hours per type included."""
+    per_type = [name for name in results.frame.columns if name.startswith("gpu_hours_")]
+    names = [*METRICS, *per_type]
+    if of_class != ALL_CLASSES:
+        names = [name for name in names if name in METRICS and METRICS[name].per_class]
+    return names
+
+
+def metric_of(name: str) -> Metric:
+    """How a column is shown; GPU-hours of one type are shown as GPU-hours."""
+    if name in METRICS:
+        return METRICS[name]
+    gpu_type = name.removeprefix("gpu_hours_")
+    return Metric(name, f"GPU-hours {gpu_type}", "h", -1, 1, False, f"GPU-hours on {gpu_type}.")
+
+
+def summary_frame(results: Results) -> pd.DataFrame:
+    """One row per policy and class: IQM, low and high of every metric."""
+    import pandas as pd
+
+    rows = []
+    for policy in results.policies:
+        for of_class in (ALL_CLASSES, *results.classes):
+            row: dict[str, float | str] = {"policy": policy, "class": of_class}
+            for name in columns_of(results, of_class):
+                found = results.estimate(policy, name, of_class=of_class)
+                row["runs"] = found.runs
+                row[name] = found.value
+                row[f"{name}_low"] = found.low
+                row[f"{name}_high"] = found.high
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def interval_text(metric: Metric, found: Estimate) -> str:
+    """The interval as text, "" where one run gives none or all runs agree."""
+    if np.isnan(found.low) or found.low == found.high:
+        return ""
+    low, high = (metric.format(x).removesuffix(" %") for x in (found.low, found.high))
+    return f"{low} to {high}"
+
+
+def terminal_table(results: Results) -> Table:
+    """The comparison for the terminal: metrics down, policies across, best in bold."""
+    from rich.table import Table
+
+    runs = max(results.estimate(p, "attainment").runs for p in results.policies)
+    table = Table(
+        title=f"IQM over {runs} runs per policy, 95 % interval below",
+        title_style="",
+        title_justify="left",
+    )
+    table.add_column("")
+    for policy in results.policies:
+        table.add_column(policy, justify="right")
+    lines = [(METRICS[name], ALL_CLASSES) for name in HEADLINE]
+    lines[2:2] = [(METRICS["attainment"], name) for name in results.classes]
+    for metric, of_class in lines:
+        found = [results.estimate(p, metric.name, of_class=of_class) for p in results.policies]
+        best = best_index(metric, found)
+        label = metric.label if of_class == ALL_CLASSES else f"  {of_class}"
+        cells = []
+        for index, one in enumerate(found):
+            text = metric.format(one.value)
+            text = f"[bold green]{text}[/]" if index == best else text
+            interval = interval_text(metric, one)
+            cells.append(f"{text}\n[dim]{interval}[/]" if interval else text)
+        table.add_row(label, *cells)
+    return table
+
+
+def best_index(metric: Metric, found: Sequence[Estimate]) -> int | None:
+    """Which policy has the best estimate; None if the metric has no direction or all tie."""
+    values = np.array([one.value for one in found])
+    if metric.better == 0 or np.isnan(values).all() or np.nanmin(values) == np.nanmax(values):
+        return None
+    return int(np.nanargmax(values) if metric.better > 0 else np.nanargmin(values))
