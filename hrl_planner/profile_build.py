@@ -31,8 +31,8 @@ _MAX_SEQS = 256
 _HOW_TO_GET_IT = (
     "building a profile needs NVIDIA's package `aisimulate`, which is not installed. "
     "Get it with: pip install aisimulate==0.13.0.dev202610130000000070  (the release the shipped "
-    "profiles were made with), or use one of those (hrl-planner profile list), or bring measurements "
-    "of your own (hrl-planner profile import)"
+    "profiles were made with), or use one of those (hrl-planner profile list), or bring your own "
+    "measurements (hrl-planner profile import)"
 )
 
 

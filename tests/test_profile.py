@@ -224,7 +224,7 @@ def test_impossible_surfaces_are_refused(field: str, value: Any, message: str) -
 
 
 def test_unknown_names_are_told_apart_from_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match="did you mean .*qwen3_32b__h200_sxm__tp2__vllm"):
+    with pytest.raises(ProfileError, match=r"did you mean .*qwen3_32b__h200_sxm__tp2__vllm"):
         WorkerProfile.load("qwen3_32b__h200__tp2")
     with pytest.raises(ProfileError, match="no such file"):
         WorkerProfile.load(tmp_path / "missing.npz")

@@ -118,7 +118,7 @@ def test_absent_values_come_from_the_profile(data: dict[str, Any]) -> None:
 def test_replace_validates_again(data: dict[str, Any]) -> None:
     spec = ClusterSpec.from_dict(data)
     assert spec.replace(name="other").name == "other"
-    with pytest.raises(SpecError, match="budget.gpus.H200: 0 GPUs"):
+    with pytest.raises(SpecError, match=r"budget.gpus.H200: 0 GPUs"):
         spec.replace(budget={"gpus": {"H200": 0, "A100": 8}})
 
 
@@ -241,7 +241,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_names_list_what_there_is() -> None:
-    with pytest.raises(SpecError, match="unknown spec 'refrence'.* large, reference, small"):
+    with pytest.raises(SpecError, match=r"unknown spec 'refrence'.* large, reference, small"):
         ClusterSpec.load("refrence")
     with pytest.raises(SpecError, match="no such file"):
         ClusterSpec.load("nowhere/x.yaml")

@@ -61,8 +61,8 @@ def show(
 
       hrl-planner profile show my_gpu.npz --plot my_gpu.html
     """
+    from hrl_planner.cli.profile_view import print_profile, write_plot
     from hrl_planner.profile import WorkerProfile
-    from hrl_planner.profile_view import print_profile, write_plot
 
     profile = WorkerProfile.load(name)
     print_profile(profile)
