@@ -118,9 +118,7 @@ class FluidPlanner:
         self._mean_plan += share * (replicas - self._mean_plan)
         return Plan(replicas, flows, reason=reason)
 
-    def desire(
-        self, observation: ClusterObservation
-    ) -> tuple[FloatArray, FloatArray | None, str]:
+    def desire(self, observation: ClusterObservation) -> tuple[FloatArray, FloatArray | None, str]:
         """Return replicas wished for (whole, not yet within the budget), flows, and why."""
         if not self._ready:
             raise PolicyError(f"policy {self.name}: decide before reset")

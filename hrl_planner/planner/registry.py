@@ -14,6 +14,7 @@ from typing import Any
 from hrl_planner.errors import PolicyError
 from hrl_planner.planner.hierarchy import HierarchicalPlanner
 from hrl_planner.planner.hpa import HpaPolicy
+from hrl_planner.planner.lp import FluidPlanner, OracleFluidPlanner
 from hrl_planner.planner.policy import Policy
 from hrl_planner.planner.queue_length import QueueLengthPolicy
 from hrl_planner.planner.rule import RuleParameters, RulePolicy
@@ -34,6 +35,8 @@ _POLICIES: dict[str, tuple[Callable[..., Policy], str]] = {
     "static": (StaticPolicy, "a fixed split of the budget"),
     "hpa": (HpaPolicy, "Kubernetes' HPA per pool, on utilisation"),
     "queue-length": (QueueLengthPolicy, "KEDA per pool, on queue length"),
+    "lp": (FluidPlanner, "the fluid LP on a forecast over the start-up horizon"),
+    "lp-oracle": (OracleFluidPlanner, "the fluid LP with perfect foresight (a bound)"),
     "rule": (_rule, "thresholds on utilisation, KV use, queue and latency"),
 }
 
