@@ -131,7 +131,9 @@ def concatenate(surfaces: list[Surface]) -> Surface:
 @lean
 def _cell(table: Float64Array, at: int, n: int, x: float) -> int:
     """Return i such that axis[i] <= x < axis[i + 1], clamped to the first and last cell."""
-    low = 0
+    if n <= 2 or x < table[at + 1]:
+        return 0
+    low = 1
     high = n - 1
     while high - low > 1:
         middle = (low + high) >> 1
