@@ -7,6 +7,7 @@ forecasters guess the next minutes from the last. Nothing here knows the simulat
 
 from hrl_planner.workload.classes import assign_classes
 from hrl_planner.workload.events import EVENT_KINDS, ClusterEvent, EventKind
+from hrl_planner.workload.readers import read_rate_curve, read_trace, write_trace
 from hrl_planner.workload.trace import Trace
 from hrl_planner.workload.transform import Splits, concat, merge, scale, split_by_day
 
@@ -19,6 +20,9 @@ __all__ = [
     "assign_classes",
     "concat",
     "merge",
+    "read_rate_curve",
+    "read_trace",
     "scale",
     "split_by_day",
+    "write_trace",
 ]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class Problem:
 
     field: str
     index: int
-    value: object
+    value: float
     why: str
 
 
@@ -51,10 +52,10 @@ def find_problem(
     """
     found: list[Problem] = []
 
-    def note(bad: NDArray[np.bool_], name: str, values: NDArray[np.generic], why: str) -> None:
+    def note(bad: NDArray[np.bool_], name: str, values: NDArray[Any], why: str) -> None:
         if bad.any():
             index = int(np.argmax(bad))
-            found.append(Problem(name, index, values[index].item(), why))
+            found.append(Problem(name, index, float(values[index]), why))
 
     note(~np.isfinite(arrival_s), "arrival_s", arrival_s, "is not a finite number")
     note(arrival_s < 0, "arrival_s", arrival_s, "is negative")
@@ -127,7 +128,7 @@ class Trace:
         if problem is not None:
             self._refuse(
                 f"request {problem.index} field {problem.field}: "
-                f"value {problem.value} {problem.why}"
+                f"value {problem.value:.15g} {problem.why}"
             )
         last = float(arrival_s[-1]) if n else 0.0
         if not (np.isfinite(self.duration_s) and self.duration_s >= last):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -155,7 +156,7 @@ def sustainable_rps(
     solver = new_solver()
     rate = solver.addVariable(lb=0.0)
     replicas = [solver.addVariable(lb=0.0, ub=float(p.max_replicas)) for p in spec.pools]
-    used: list[list[object]] = [[] for _ in spec.pools]
+    used: list[list[Any]] = [[] for _ in spec.pools]
     for caps_of, stream in zip(caps, streams, strict=True):
         for stage in ("prefill", "decode"):
             flows = []
