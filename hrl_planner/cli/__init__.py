@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hrl_planner.cli import profile
+from hrl_planner.cli import evaluate, profile, simulate
 from hrl_planner.errors import HrlPlannerError
 
 # Module that is missing: the extra of this package that brings it.
@@ -24,7 +24,9 @@ _EXTRAS = {
     "pettingzoo": "sim",
     "pandas": "report",
     "pyarrow": "report",
+    "jinja2": "report",
     "plotly": "report",
+    "jinja2": "report",
     "matplotlib": "report",
     "statsmodels": "forecast",
     "torch": "train",
@@ -64,6 +66,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(simulate.simulate)
+app.command()(evaluate.evaluate)
 app.add_typer(profile.app, name="profile")
 
 
