@@ -8,12 +8,13 @@ policy exactly the same requests and the same luck, which is what makes runs com
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hrl_planner.errors import ScenarioError, TraceError
+from hrl_planner.errors import ScenarioError, SpecError, TraceError
 
 if TYPE_CHECKING:
     from hrl_planner.spec import ClusterSpec
@@ -49,6 +50,47 @@ class Workload:
         return f"trace:{hashlib.sha256(content).hexdigest()}"
 
 
+def choose_workloads(scenarios: Sequence[str], traces: Sequence[str]) -> tuple[Workload, ...]:
+    """Workloads by what a user named; the scenario "all" stands for every one.
+
+    Raises:
+        ScenarioError: nothing was named, or a scenario that does not exist.
+    """
+    from hrl_planner.workload.scenarios import SCENARIOS
+
+    if not scenarios and not traces:
+        raise ScenarioError(
+            f"nothing to run: give --trace FILE or --scenario NAME, one of: {', '.join(SCENARIOS)}"
+        )
+    names = list(SCENARIOS) if "all" in scenarios else scenarios
+    for name in names:
+        if name not in SCENARIOS:
+            raise ScenarioError(
+                f"unknown scenario {name!r}; there are: {', '.join(SCENARIOS)}, or all"
+            )
+    return (
+        *(Workload("scenario", name) for name in names),
+        *(Workload("trace", path) for path in traces),
+    )
+
+
+def load_spec(name: str | None, workloads: Sequence[Workload]) -> ClusterSpec:
+    """The named spec; without a name the one that the scenarios are made for, else "reference".
+
+    Raises:
+        SpecError: no name, and the scenarios are made for different specs.
+    """
+    from hrl_planner.spec import ClusterSpec
+    from hrl_planner.workload.scenarios import SCENARIOS
+
+    if name is None:
+        own = {SCENARIOS[w.name].spec for w in workloads if w.kind == "scenario"}
+        if len(own) > 1:
+            raise SpecError(f"--spec: the scenarios are made for {', '.join(own)}; choose one")
+        name = own.pop() if own else "reference"
+    return ClusterSpec.load(name)
+
+
 def load_case(
     workload: Workload,
     spec: ClusterSpec,
@@ -70,9 +112,6 @@ def load_case(
     from hrl_planner.workload.scenarios import SCENARIOS, ScenarioCase
 
     if workload.kind == "scenario":
-        if workload.name not in SCENARIOS:
-            known = ", ".join(SCENARIOS)
-            raise ScenarioError(f"unknown scenario {workload.name!r}; there are: {known}")
         case = SCENARIOS[workload.name].build(spec, seed, None, load)
     else:
         trace = _read(workload.name)

@@ -18,6 +18,7 @@ from envs.simulation import SimResult, Simulation
 from hrl_planner.errors import PolicyError, SpecError
 from hrl_planner.planner import PlanContext, loop
 from hrl_planner.planner.registry import make_policy
+from hrl_planner.workload import assign_classes
 from hrl_planner.workload.scenarios import ScenarioCase
 
 OnProgress = Callable[[Simulation], None]
@@ -120,4 +121,5 @@ def check(config: EvaluationConfig) -> None:
     if len(set(labels)) != len(labels):
         raise SpecError(f"two workloads share a name: {', '.join(labels)}")
     for workload in config.workloads:
-        load_case(workload, config.spec, 0, load=config.load, until_s=config.until_s)
+        case = load_case(workload, config.spec, 0, load=config.load, until_s=config.until_s)
+        assign_classes(case.trace, case.spec, 0)

@@ -16,6 +16,9 @@ from typing import Any
 from agents.evaluate.cases import Workload
 from hrl_planner.spec import ClusterSpec
 
+GRACE_S = 600.0
+"""How long after the last arrival requests may still finish; most end long before."""
+
 _ROOT = Path(__file__).parents[2]
 # Everything a run's numbers come from. Reports and commands may change without invalidating runs.
 _SOURCES = ("hrl_planner/**/*.py", "envs/**/*.py", "agents/evaluate/metrics.py")
@@ -61,7 +64,7 @@ class EvaluationConfig:
     seeds: int
     load: float = 1.0
     until_s: float | None = None
-    grace_s: float = 600.0
+    grace_s: float = GRACE_S
 
     def cells(self) -> list[Cell]:
         """All runs; seeds outermost, so that what is done first can be compared first."""

@@ -61,7 +61,9 @@ def attainment_intervals(results: Results) -> Figure:
     panels += [("attainment", name, name) for name in results.classes]
     domains = columns(len(panels), 0.03)
     names = list(reversed(results.policies))
-    data, annotations = [], []
+    data: list[Figure] = []
+    annotations: list[Figure] = []
+    lows = []
     figure_layout = layout(
         96 + 34 * len(names), showlegend=False, hovermode="closest", margin={"t": 34, "b": 46}
     )
@@ -69,6 +71,7 @@ def attainment_intervals(results: Results) -> Figure:
         for policy in names:
             found = results.estimate(policy, metric, of_class=of_class)
             error = error_bar(found, 100.0)
+            lows.append(100.0 * (found.value if np.isnan(found.low) else found.low))
             data.append(
                 {
                     "type": "scatter",
@@ -86,6 +89,10 @@ def attainment_intervals(results: Results) -> Figure:
             domain=domains[number], ticksuffix=" %", nticks=5
         )
         annotations.append(panel_title(title, domains[number][0], 1.02))
+    start = max(0.0, float(np.nanmin(lows)) - 5.0) if lows else 0.0
+    for number in range(len(panels)):
+        # One range for all panels: a dot further right must mean more.
+        figure_layout[axis_name("x", number, long=True)]["range"] = [start - 3.0, 103.0]
     figure_layout["yaxis"] = axis(
         categoryorder="array", categoryarray=names, automargin=True, ticks=""
     )
@@ -135,7 +142,7 @@ def cost_against_attainment(results: Results) -> Figure:
             }
         )
     figure_layout = layout(430, hovermode="closest", showlegend=False)
-    figure_layout["xaxis"] = axis("cost per run", tickprefix="$", rangemode="tozero")
+    figure_layout["xaxis"] = axis("cost per run", tickprefix="$")
     figure_layout["yaxis"] = axis("value-weighted attainment", ticksuffix=" %")
     return {"data": data, "layout": figure_layout}
 

@@ -16,6 +16,7 @@ from agents.evaluate.store import CellData
 from agents.evaluate.theme import (
     TARGET,
     axis,
+    latency_axis,
     layout,
     panel_title,
     pool_colours,
@@ -204,10 +205,12 @@ def replicas_by_pool(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -
     order = pool_order(spec)
     wide = min(4, len(order))
     deep = -(-len(order) // wide)
-    across, down = columns(wide, 0.045), rows(deep, 0.13 if deep > 1 else 0.0)
+    across = columns(wide, 0.045)
     data: list[Figure] = []
     annotations: list[Figure] = []
-    figure_layout = layout(90 + 165 * deep)
+    figure_layout = layout(100 + 165 * deep)
+    down = rows(deep, 56 / figure_layout["height"])
+    most = [max(max(c[0]["curves"]["ready"][pool]) for c in cells.values()) for pool in order]
     for number, pool in enumerate(order):
         x_name, y_name = axis_name("x", number), axis_name("y", number)
         column, row = number % wide, number // wide
@@ -234,7 +237,11 @@ def replicas_by_pool(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -
             unit if bottom else "", domain=across[column], anchor=y_name, showgrid=False
         )
         figure_layout[axis_name("y", number, long=True)] = axis(
-            domain=down[row], anchor=x_name, rangemode="tozero", nticks=5, tickformat="d"
+            domain=down[row],
+            anchor=x_name,
+            rangemode="tozero",
+            nticks=5,
+            dtick=1 if most[number] < 5 else None,
         )
         annotations.append(panel_title(spec.pools[pool].name, across[column][0], down[row][1]))
     figure_layout["annotations"] = annotations
@@ -247,11 +254,12 @@ def replicas_by_pool(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -
 def latency_cdfs(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -> Figure:
     """Share of offered requests within a latency; a row per class, TTFT left and ITL right."""
     classes = spec.slo_classes
-    across, down = columns(2, 0.08), rows(len(classes), 0.28 / len(classes))
+    across = columns(2, 0.08)
     data: list[Figure] = []
     shapes: list[Figure] = []
     annotations: list[Figure] = []
-    figure_layout = layout(110 + 215 * len(classes), hovermode="closest")
+    figure_layout = layout(110 + 205 * len(classes), hovermode="closest")
+    down = rows(len(classes), 58 / figure_layout["height"])
     for index, slo_class in enumerate(classes):
         sides = (("ttft_ms", "TTFT", slo_class.ttft_ms), ("itl_ms", "ITL", slo_class.itl_ms))
         for side, (key, name, target) in enumerate(sides):
@@ -276,8 +284,8 @@ def latency_cdfs(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -> Fi
                     }
                 )
             shapes.append(_target_line(target, x_name, y_name))
-            figure_layout[axis_name("x", number, long=True)] = axis(
-                f"{name}, ms", domain=across[side], anchor=y_name, type="log", dtick=1
+            figure_layout[axis_name("x", number, long=True)] = latency_axis(
+                domain=across[side], anchor=y_name
             )
             figure_layout[axis_name("y", number, long=True)] = axis(
                 domain=down[index], anchor=x_name, range=[0, 102], ticksuffix=" %", nticks=5

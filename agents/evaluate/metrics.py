@@ -165,8 +165,8 @@ METRICS: dict[str, Metric] = {
             -1,
             0,
             False,
-            "From the worst minute until a minute with 90 % attainment; up to the end of the run "
-            "when that never came.",
+            "Longest stretch of minutes below 90 % value-weighted attainment, until the run's end if "
+            "it never recovered.",
         ),
         Metric(
             "prefix_hit_rate",
@@ -346,9 +346,10 @@ def scaling_actions(
 def recovery_s(
     arrival_s: FloatArray, attained: NDArray[np.bool_], values: FloatArray, duration_s: float
 ) -> float:
-    """Seconds from the worst minute of arrivals until a minute with 90 % attainment.
+    """Length in seconds of the worst dip: the longest stretch of minutes below 90 % attainment.
 
-    Zero when no minute fell below that level. A run that never recovers counts until its end.
+    Minutes without arrivals neither end a dip nor count as recovered. A run that never recovers
+    counts until its end.
 
     Args:
         arrival_s: when each request arrived.
@@ -361,13 +362,12 @@ def recovery_s(
     offered = np.bincount(index, weights=values, minlength=bins)
     met = np.bincount(index, weights=values * attained, minlength=bins)
     busy = np.flatnonzero(offered > 0)
-    if busy.size == 0:
-        return 0.0
-    share = met[busy] / offered[busy]
-    worst = int(np.argmin(share))
-    if share[worst] >= RECOVERED_ATTAINMENT:
-        return 0.0
-    again = np.flatnonzero(share[worst:] >= RECOVERED_ATTAINMENT)
-    start_s = busy[worst] * RECOVERY_WINDOW_S
-    end_s = busy[worst + again[0]] * RECOVERY_WINDOW_S if again.size else duration_s
-    return float(end_s - start_s)
+    good = met[busy] >= RECOVERED_ATTAINMENT * offered[busy]
+    worst = 0.0
+    fell_s: float | None = None
+    for at, kept in zip(busy * RECOVERY_WINDOW_S, good, strict=True):
+        if not kept and fell_s is None:
+            fell_s = float(at)
+        elif kept and fell_s is not None:
+            worst, fell_s = max(worst, float(at) - fell_s), None
+    return worst if fell_s is None else max(worst, duration_s - fell_s)

@@ -72,6 +72,7 @@ def layout(height: int, **changes: Any) -> Layout:
         "hovermode": "x unified",
         "hoverlabel": {"font": {"family": FONT, "size": 12}, "bgcolor": "#ffffff"},
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#b4bec8", "activecolor": "#3b63c4"},
         "showlegend": True,
     }
     return base | changes
@@ -112,3 +113,10 @@ def rgba(colour: str, opacity: float) -> str:
     """A hex colour with opacity."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
+
+
+def latency_axis(**changes: Any) -> Layout:
+    """Logarithmic axis in ms whose ticks are words: 30 ms, 1 s."""
+    ticks = [m * 10.0**e for e in range(-1, 7) for m in (1, 3)]
+    texts = [f"{x:g} ms" if x < 1000 else f"{x / 1000:g} s" for x in ticks]
+    return axis(type="log", tickvals=ticks, ticktext=texts, **changes)
