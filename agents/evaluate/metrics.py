@@ -53,18 +53,21 @@ class Metric:
     per_class: bool
     help: str
 
-    def format(self, value: float) -> str:
-        """The value as text with its unit; a dash for what is not known."""
+    def number(self, value: float) -> str:
+        """The value as text without its unit; a dash for what is not known."""
         if np.isnan(value):
             return "-"
         if np.isinf(value):
             return "never"
-        if self.unit == "%":
-            return f"{100 * value:.{self.digits}f} %"
-        number = f"{value:,.{self.digits}f}"
-        if self.unit == "$":
-            return f"${number}"
-        return f"{number} {self.unit}" if self.unit else number
+        shown = 100 * value if self.unit == "%" else value
+        text = f"{shown:,.{self.digits}f}"
+        return f"${text}" if self.unit == "$" else text
+
+    def format(self, value: float) -> str:
+        """The value as text with its unit."""
+        text = self.number(value)
+        bare = self.unit in ("", "$") or not np.isfinite(value)
+        return text if bare else f"{text} {self.unit}"
 
 
 METRICS: dict[str, Metric] = {
@@ -165,8 +168,8 @@ METRICS: dict[str, Metric] = {
             -1,
             0,
             False,
-            "Longest stretch of minutes below 90 % value-weighted attainment, until the run's end if "
-            "it never recovered.",
+            "Longest stretch of minutes below 90 % value-weighted attainment, up to the end of the "
+            "run if it never recovered.",
         ),
         Metric(
             "prefix_hit_rate",

@@ -136,21 +136,22 @@ def interval_text(metric: Metric, found: Estimate) -> str:
     """The interval as text, "" where one run gives none or all runs agree."""
     if np.isnan(found.low) or found.low == found.high:
         return ""
-    low, high = (metric.format(x).removesuffix(" %") for x in (found.low, found.high))
-    return f"{low} to {high}"
+    return f"{metric.number(found.low)} to {metric.number(found.high)}"
 
 
 def terminal_table(results: Results) -> Table:
     """The comparison for the terminal: metrics down, policies across, best in bold."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     runs = max(results.estimate(p, "attainment").runs for p in results.policies)
     table = Table(
         title=f"IQM over {runs} runs per policy, 95 % interval below",
         title_style="",
+        box=SIMPLE_HEAD,
         title_justify="left",
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for policy in results.policies:
         table.add_column(policy, justify="right")
     lines = [(METRICS[name], ALL_CLASSES) for name in HEADLINE]

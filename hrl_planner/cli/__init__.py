@@ -24,9 +24,7 @@ _EXTRAS = {
     "pettingzoo": "sim",
     "pandas": "report",
     "pyarrow": "report",
-    "jinja2": "report",
     "plotly": "report",
-    "jinja2": "report",
     "matplotlib": "report",
     "statsmodels": "forecast",
     "torch": "train",
@@ -113,4 +111,4 @@ def _root(
 
 def main() -> None:
     """Entry point of the `hrl-planner` script."""
-    app()
+    app(prog_name="hrl-planner")
