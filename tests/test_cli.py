@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def test_help_teaches_with_examples() -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert "Examples" in out
-    for word in ("profile", "--install-completion"):
+    for word in ("simulate", "evaluate", "profile", "trace", "--install-completion"):
         assert word in out
 
 
@@ -72,6 +73,21 @@ def test_profile_show_prints_tables_and_writes_plots(tmp_path: Path) -> None:
         assert code == 0
         assert "decode step" in out
         assert plot.stat().st_size > 10_000
+
+
+def test_completion_offers_profile_names() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hrl_planner.cli"],
+        env={
+            **os.environ,
+            "_HRL_PLANNER_COMPLETE": "complete_zsh",
+            "_TYPER_COMPLETE_ARGS": "hrl-planner profile show qwen3_32b__l40s",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "qwen3_32b__l40s__tp2__vllm" in done.stdout
 
 
 def test_profile_import_writes_a_profile_and_says_what_it_assumed(tmp_path: Path) -> None:
@@ -107,6 +123,10 @@ def test_profile_import_writes_a_profile_and_says_what_it_assumed(tmp_path: Path
         (("profile", "show", "nope.npz"), "nope.npz: no such file"),
         (("profile", "show", NAME, "--plot", "x.pdf"), "x.pdf: the ending must be .png or .html"),
         (("profile", "import", "/nowhere", "--model", "m", "--out", "x.npz"), "not a directory"),
+        (("simulate", "--spec", "nope", "--scenario", "cold-start-ramp"), "unknown spec 'nope'"),
+        (("simulate", "--spec", "small", "--scenario", "nope"), "nope"),
+        (("simulate", "--spec", "small", "--trace", "/nowhere.csv"), "/nowhere.csv"),
+        (("trace", "show", "/nowhere.csv"), "/nowhere.csv"),
         (("profile", "show"), "Missing argument"),
         (("profile", "shwo"), "No such command 'shwo'"),
         (("--nope",), "No such option"),

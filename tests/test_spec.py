@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from hrl_planner.errors import SpecError
 from hrl_planner.spec import ClusterSpec, shipped_specs
@@ -247,6 +248,18 @@ def test_unknown_names_list_what_there_is() -> None:
         ClusterSpec.load("nowhere/x.yaml")
     with pytest.raises(SpecError, match="unknown spec"):
         ClusterSpec.load("../specs/small")
+
+
+def test_the_reference_page_names_every_field() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "spec.md").read_text()
+    models: list[type[BaseModel]] = [ClusterSpec]
+    for model in models:
+        for name, field in model.model_fields.items():
+            assert f"`{name}`" in page, f"docs/spec.md does not explain {model.__name__}.{name}"
+            for kind in (field.annotation, *get_args(field.annotation)):
+                if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in models:
+                    models.append(kind)
+    assert len(models) == 11  # the walk reached every nested model
 
 
 def test_profile_paths_are_relative_to_the_spec(tmp_path: Path, data: dict[str, Any]) -> None:

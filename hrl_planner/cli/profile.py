@@ -14,6 +14,12 @@ app = typer.Typer(
 )
 
 
+def _names(incomplete: str) -> list[str]:
+    """Complete names of shipped profiles; by file name alone, as completion must be quick."""
+    places = (Path(__file__).parents[1] / "profiles").glob(f"{incomplete}*.npz")
+    return sorted(place.stem for place in places)
+
+
 @app.command("list")
 def list_profiles() -> None:
     """List the profiles that come with the package.
@@ -46,7 +52,10 @@ def list_profiles() -> None:
 @app.command()
 def show(
     name: Annotated[
-        str, typer.Argument(help="Name of a shipped profile, or path of an .npz file.")
+        str,
+        typer.Argument(
+            help="Name of a shipped profile, or path of an .npz file.", autocompletion=_names
+        ),
     ],
     plot: Annotated[
         Path | None,
