@@ -156,7 +156,11 @@ class FluidPlanner:
     def _allocate(
         self, observation: ClusterObservation, demand: Demand, current: IntArray
     ) -> Allocation | None:
-        """Solve twice: the first flows say which classes meet in a pool."""
+        """Solve twice: the first flows say which classes meet in a pool.
+
+        What serves now is needed until its replacement does: replicas that carry the present
+        demand stay, and only GPUs beyond them move.
+        """
         live = np.maximum(current.astype(np.float64), 1.0)
         low = self._arrays.minimum.astype(np.float64)
         high = self._arrays.maximum.astype(np.float64)
@@ -164,12 +168,26 @@ class FluidPlanner:
             by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
             low[self._blind] = high[self._blind] = by_rule
         budget = self._available(observation)
+        ready = observation.pool_field("ready")
+        cap, share = self._capacity(demand.load, np.maximum(ready, 1.0), None)
+        needed = self._flow.solve(
+            demand.now, cap, share, ready, low=np.minimum(low, ready), high=np.minimum(high, ready)
+        )
+        if needed is not None:
+            kept = np.minimum(np.ceil(needed.replicas - self._round_up), current)
+            low = np.clip(kept, low, high)
         tightest = None
         best = None
         for _ in range(2):
             cap, share = self._capacity(demand.load, live, tightest)
             best = self._flow.solve(
-                demand.planned, cap, share, current, low=low, high=high, type_budget=budget
+                demand.planned,
+                cap,
+                share,
+                current.astype(np.float64),
+                low=low,
+                high=high,
+                type_budget=budget,
             )
             if best is None:
                 return None
@@ -181,7 +199,8 @@ class FluidPlanner:
         ready = observation.pool_field("ready")
         cap, share = self._capacity(demand.load, np.maximum(ready, 1.0), None)
         held = self._arrays.gpus * ready
-        budget = np.bincount(self._arrays.type_index, held, self._arrays.type_budget.size)
+        n_types = self._arrays.type_budget.size
+        budget = np.bincount(self._arrays.type_index, held, n_types).astype(np.float64)
         best = self._flow.solve(
             demand.now, cap, share, ready, low=ready, high=ready, type_budget=budget
         )

@@ -19,6 +19,7 @@ from hrl_planner.planner.policy import Policy
 from hrl_planner.planner.queue_length import QueueLengthPolicy
 from hrl_planner.planner.rule import RuleParameters, RulePolicy
 from hrl_planner.planner.static import StaticPolicy
+from hrl_planner.planner.thresholds import ThresholdsPolicy
 
 
 def _rule(**parameters: float) -> Policy:
@@ -38,6 +39,7 @@ _POLICIES: dict[str, tuple[Callable[..., Policy], str]] = {
     "lp": (FluidPlanner, "the fluid LP on a forecast over the start-up horizon"),
     "lp-oracle": (OracleFluidPlanner, "the fluid LP with perfect foresight (a bound)"),
     "rule": (_rule, "thresholds on utilisation, KV use, queue and latency"),
+    "thresholds": (ThresholdsPolicy, "the rule, its thresholds tuned for the spec by CMA-ES"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Thresholds of the rule-based planner, tuned by CMA-ES in the simulator."""
