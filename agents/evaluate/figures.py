@@ -129,7 +129,7 @@ def cost_against_attainment(results: Results) -> Figure:
                 "x": [_finite(price.value)],
                 "y": [_percent(share.value)],
                 "text": [f"<b>{policy}</b>"],
-                "textposition": "top center",
+                "textposition": "top right",
                 "textfont": {"color": colours[policy], "size": 12.5},
                 "error_x": error_bar(price) | {"color": colours[policy]},
                 "error_y": error_bar(share, 100.0) | {"color": colours[policy]},

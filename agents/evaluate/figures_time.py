@@ -29,6 +29,7 @@ Cells = dict[str, list[CellData]]
 
 # Bins with few requests would jump between 0 and 100 %; they are pooled with their neighbours.
 _SMOOTHING_BINS = 3
+_CDF_POINTS = 120
 
 
 def by_policy(cells: Sequence[CellData], policies: Sequence[str], workload: str) -> Cells:
@@ -312,16 +313,22 @@ def _target_line(target: float, x_name: str, y_name: str) -> Figure:
 
 
 def _pooled_cdf(cells: list[CellData], key: str, index: int) -> tuple[list[float], list[float]]:
-    """Mean over seeds of the quantile functions, up to the share that every seed served."""
-    shares = np.array(cells[0]["curves"]["quantiles"])
-    values = np.array(
-        [[np.nan if v is None else v for v in c["curves"][key][index]] for c in cells],
-        dtype=np.float64,
-    )
-    served = ~np.isnan(values).any(axis=0)
-    # A log axis has no zero: a request of one output token has no latency between tokens.
-    mean = np.maximum(values[:, served].mean(axis=0), 1e-1)
-    return _rounded(mean, 3), _rounded(100.0 * shares[served], 2)
+    """Latencies and the share of offered requests within them, mean of the seeds' shares."""
+    curves = []
+    for cell in cells:
+        shares = np.array(cell["curves"]["quantiles"])
+        values = np.array([np.nan if v is None else v for v in cell["curves"][key][index]])
+        served = ~np.isnan(values)
+        if served.any():
+            # A log axis has no zero: a request of one output token has no latency between tokens.
+            curves.append((np.maximum(values[served], 1e-1), shares[served]))
+    if not curves:
+        return [], []
+    low = min(values[0] for values, _ in curves)
+    high = max(values[-1] for values, _ in curves)
+    grid = np.geomspace(low, high, _CDF_POINTS)
+    total = sum(np.interp(grid, values, shares, left=0.0) for values, shares in curves)
+    return _rounded(grid, 3), _rounded(100.0 * np.asarray(total) / len(cells), 2)
 
 
 def _steps(t: list[float], values: list[int]) -> tuple[list[float], list[int]]:

@@ -159,12 +159,13 @@ def terminal_table(results: Results) -> Table:
     for metric, of_class in lines:
         found = [results.estimate(p, metric.name, of_class=of_class) for p in results.policies]
         best = best_index(metric, found)
-        label = metric.label if of_class == ALL_CLASSES else f"  {of_class}"
+        unit = f", {metric.unit}" if metric.unit else ""
+        label = f"{metric.label}{unit}" if of_class == ALL_CLASSES else f"  {of_class}"
         cells = []
         for index, one in enumerate(found):
-            text = metric.format(one.value)
+            text = metric.number(one.value)
             text = f"[bold green]{text}[/]" if index == best else text
-            interval = interval_text(metric, one)
+            interval = interval_text(metric, one).replace(" to ", "..")
             cells.append(f"{text}\n[dim]{interval}[/]" if interval else text)
         table.add_row(label, *cells)
     return table

@@ -115,8 +115,14 @@ def rgba(colour: str, opacity: float) -> str:
     return f"rgba({red},{green},{blue},{opacity})"
 
 
-def latency_axis(**changes: Any) -> Layout:
-    """Logarithmic axis in ms whose ticks are words: 30 ms, 1 s."""
-    ticks = [m * 10.0**e for e in range(-1, 7) for m in (1, 3)]
+def latency_axis(*, fine: bool, **changes: Any) -> Layout:
+    """Logarithmic axis in ms whose ticks are words: 30 ms, 1 s.
+
+    Args:
+        fine: more ticks per decade, for quantities that span few decades.
+        changes: fields of the axis.
+    """
+    steps = (1, 2, 3, 5) if fine else (1, 3)
+    ticks = [step * 10.0**power for power in range(-1, 7) for step in steps]
     texts = [f"{x:g} ms" if x < 1000 else f"{x / 1000:g} s" for x in ticks]
     return axis(type="log", tickvals=ticks, ticktext=texts, **changes)
