@@ -22,7 +22,7 @@ from the last basis. The duals of the pool rows are the marginal value of a GPU 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import highspy
 import numpy as np
@@ -109,6 +109,7 @@ class FluidModel:
         low: FloatArray | None = None,
         high: FloatArray | None = None,
         type_budget: FloatArray | None = None,
+        offered: FloatArray | None = None,
     ) -> Allocation | None:
         """Return the best allocation, None if the bounds leave none.
 
@@ -120,10 +121,12 @@ class FluidModel:
             low: least replicas; None for the spec's minimum.
             high: most replicas; None for the spec's maximum.
             type_budget: GPUs per type that can be had; None for the spec's.
+            offered: requests/s whose service is worth 1 in all, shape (C,); None for the demand.
+                Piled-up work raises the demand, and must not make a request worth less.
         """
         P, C = self._n_pools, self._n_classes
         solver = self._solver
-        worth = max(float(self._value @ demand), _LEAST_DEMAND)
+        worth = max(float(self._value @ (demand if offered is None else offered)), _LEAST_DEMAND)
         entry = self._role != DECODE
         gain = self._value[:, None] * np.where(entry, share, share - 1.0) / worth
         solver.changeColsCost(C * P, self._flow_columns, -gain.ravel())
@@ -166,11 +169,11 @@ class FluidModel:
         pools = np.arange(P, dtype=np.int32)
         flow = (P + np.arange(C * P, dtype=np.int32)).reshape(C, P)
         up, down = P + C * P + pools, 2 * P + C * P + pools
-        solver.changeColsCost(P, pools, self._price)
+        solver.changeColsCost(P, pools, self._price.astype(np.float64))
         solver.changeColsCost(P, up, self._change)
         solver.changeColsCost(P, down, self._change)
 
-        def row(low: float, high: float, columns: NDArray[np.int32], values: FloatArray) -> None:
+        def row(low: float, high: float, columns: NDArray[np.int32], values: Any) -> None:
             solver.addRow(low, high, columns.size, columns, np.asarray(values, np.float64))
 
         for i in range(P):

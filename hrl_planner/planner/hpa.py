@@ -37,10 +37,10 @@ def replicas_for_metric(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = total / (target_per_replica * ready)
         ratio_up = total / (target_per_replica * current)
-    # Scaling up, starting replicas count as idle; if that turns the direction, nothing is done.
-    used = np.where(ratio > 1.0, np.maximum(ratio_up, 1.0), ratio)
-    base = np.where(ratio > 1.0, current, ready)
-    desired = np.ceil(used * base - 1e-9)
+        # Scaling up, starting replicas count as idle; if that turns the direction, nothing is done.
+        used = np.where(ratio > 1.0, np.maximum(ratio_up, 1.0), ratio)
+        base = np.where(ratio > 1.0, current, ready)
+        desired = np.ceil(used * base - 1e-9)
     desired = np.where(np.abs(used - 1.0) <= TOLERANCE, current, desired)
     return np.where(ready > 0, desired, np.nan)
 

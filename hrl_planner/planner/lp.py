@@ -26,6 +26,7 @@ from hrl_planner.planner.rule import RulePolicy
 
 _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
 _PENDING_RETRY_S = 300.0
+_LEAST_WORTH = 0.25  # of the planned demand, where next to nothing arrives now
 
 
 class DemandSource(Protocol):
@@ -188,6 +189,7 @@ class FluidPlanner:
                 low=low,
                 high=high,
                 type_budget=budget,
+                offered=np.maximum(demand.now, _LEAST_WORTH * demand.planned),
             )
             if best is None:
                 return None

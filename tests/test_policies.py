@@ -1,0 +1,189 @@
+"""What every policy promises in closed loop, and how the fluid planner meets awkward moments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.simulation import Simulation
+from hrl_planner.budget import BudgetArrays
+from hrl_planner.errors import PolicyError
+from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
+from hrl_planner.planner import loop
+from hrl_planner.planner.lp import FluidPlanner
+from hrl_planner.planner.policy import PlanContext
+from hrl_planner.planner.registry import make_policy
+from hrl_planner.spec import ClusterSpec
+from hrl_planner.workload.events import ClusterEvent
+from hrl_planner.workload.trace import Trace
+
+SPEC = ClusterSpec.load("small")
+NAMES = ("static", "hpa", "queue-length", "rule", "lp", "lp-oracle", "lp+rule")
+
+
+def poisson(rate: float, duration_s: float, seed: int, until_s: float | None = None) -> Trace:
+    """Chat-like requests at a constant rate, none after `until_s`."""
+    rng = np.random.default_rng(seed)
+    end_s = duration_s if until_s is None else until_s
+    n = rng.poisson(rate * end_s)
+    return Trace(
+        name="poisson",
+        arrival_s=np.sort(rng.uniform(0.0, end_s, n)),
+        isl_tokens=np.clip(rng.lognormal(6.5, 0.6, n), 1, 8000).astype(np.int32),
+        osl_tokens=np.clip(rng.lognormal(4.8, 0.5, n), 1, 1000).astype(np.int32),
+        duration_s=duration_s,
+    )
+
+
+def closed_loop(
+    name: str,
+    trace: Trace,
+    seed: int = 0,
+    events: tuple[ClusterEvent, ...] = (),
+    spec: ClusterSpec = SPEC,
+) -> tuple[Simulation, list[loop.Step]]:
+    simulation = Simulation(spec, trace, seed=seed, events=events)
+    policy = make_policy(name)
+    policy.reset(PlanContext(spec, seed, trace, simulation.class_id))
+    steps: list[loop.Step] = []
+    loop.run(simulation, policy, trace.duration_s, steps.append)
+    return simulation, steps
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    rate=st.floats(0.5, 60.0),
+    seed=st.integers(0, 1000),
+    edited=st.integers(0, 8),
+    edited_pool=st.sampled_from([pool.name for pool in SPEC.pools]),
+)
+def test_no_policy_ever_exceeds_the_budget(
+    name: str, rate: float, seed: int, edited: int, edited_pool: str
+) -> None:
+    events = (ClusterEvent(100.0, "set_replicas", pool=edited_pool, value=float(edited)),)
+    simulation, steps = closed_loop(name, poisson(rate, 300.0, seed), seed, events)
+    arrays = BudgetArrays.from_spec(SPEC)
+    for step in steps:
+        assert arrays.fits(step.applied.replicas)
+    timeline = simulation.result().timeline
+    held = timeline["ready"] + timeline["starting"] + timeline["draining"]
+    for moment in held:
+        assert arrays.fits(moment)
+
+
+def observation(now_s: float, **fields: float) -> ClusterObservation:
+    """Initial replicas, everything else as given (a class field is prefixed `class_`)."""
+    pools = np.full((len(SPEC.pools), len(POOL_FIELDS)), np.nan)
+    pools[:, : POOL_FIELDS.index("arrivals_rps")] = 0.0
+    initial = [pool.initial for pool in SPEC.pools]
+    for name in ("target_replicas", "ready", "quota"):
+        pools[:, POOL_FIELDS.index(name)] = initial
+    classes = np.full((len(SPEC.slo_classes), len(CLASS_FIELDS)), np.nan)
+    for name, value in fields.items():
+        if name.startswith("class_"):
+            classes[:, CLASS_FIELDS.index(name.removeprefix("class_"))] = value
+        else:
+            pools[:, POOL_FIELDS.index(name)] = value
+    return ClusterObservation(now_s, pools, classes)
+
+
+def planner(**parameters: float) -> FluidPlanner:
+    policy = FluidPlanner(**parameters)
+    policy.reset(PlanContext(SPEC))
+    return policy
+
+
+INITIAL = np.array([pool.initial for pool in SPEC.pools])
+
+
+def busy(now_s: float, rate: float = 20.0) -> ClusterObservation:
+    return observation(
+        now_s,
+        arrivals_rps=rate,
+        class_arrivals_rps=rate,
+        class_isl_mean_tokens=1000.0,
+        class_isl_std_tokens=500.0,
+        class_osl_mean_tokens=150.0,
+        class_osl_std_tokens=80.0,
+        class_in_system=0.0,
+    )
+
+
+def test_lp_grows_with_traffic() -> None:
+    policy = planner()
+    little = policy.decide(busy(10.0, rate=1.0)).replicas
+    much = policy.decide(busy(20.0, rate=60.0)).replicas
+    assert much.sum() > little.sum()
+
+
+def test_lp_holds_while_metrics_are_missing() -> None:
+    policy = planner()
+    policy.decide(busy(10.0))
+    plan = policy.decide(observation(20.0, class_arrivals_rps=20.0))
+    np.testing.assert_array_equal(plan.replicas, INITIAL)
+    assert "hold" in plan.reason
+
+
+def test_lp_leaves_a_long_outage_on_its_mean_plan() -> None:
+    policy = planner()
+    usual = policy.decide(busy(10.0, rate=60.0)).replicas
+    plan = policy.decide(observation(2000.0))
+    np.testing.assert_array_equal(plan.replicas, usual)
+
+
+def test_lp_goes_to_the_floor_without_traffic() -> None:
+    policy = planner(hold_s=60.0)
+    policy.decide(busy(10.0))
+    quiet = busy(200.0, rate=0.0)
+    policy.decide(quiet)
+    plan = policy.decide(replace(quiet, now_s=400.0))
+    np.testing.assert_array_equal(plan.replicas, [pool.min_replicas for pool in SPEC.pools])
+
+
+def test_lp_stops_asking_for_gpus_that_stay_pending() -> None:
+    policy = planner()
+    seen = busy(10.0, rate=60.0)
+    first = policy.decide(seen).replicas
+    h100 = [i for i, pool in enumerate(SPEC.pools) if pool.gpu_type == "H100"]
+    stuck = replace(busy(20.0, rate=60.0))
+    stuck.pools[h100, POOL_FIELDS.index("pending")] = first[h100] - INITIAL[h100]
+    stuck.pools[h100, POOL_FIELDS.index("target_replicas")] = first[h100]
+    policy.decide(stuck)
+    plan = policy.decide(replace(stuck, now_s=40.0))
+    assert plan.replicas[h100].sum() == INITIAL[h100].sum()
+
+
+def test_a_pool_without_a_profile_is_scaled_by_the_rule() -> None:
+    policy = FluidPlanner()
+    policy.reset(PlanContext(SPEC, blind_pools=frozenset({2})))
+    plan = policy.decide(busy(10.0))
+    assert "no profile" in plan.reason
+    assert plan.replicas[2] >= 1
+
+
+@pytest.mark.parametrize("rate", [4.0, 12.0])
+def test_lp_does_not_flap_under_constant_load(rate: float) -> None:
+    _, steps = closed_loop("lp", poisson(rate, 1500.0, seed=3))
+    plans = np.array([step.applied.replicas for step in steps if step.t_s > 500.0])
+    moves = np.diff(plans, axis=0)
+    for pool in moves.T:
+        signs = np.sign(pool[pool != 0])
+        assert np.sum(signs[1:] != signs[:-1]) <= 2
+
+
+def test_registry_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(PolicyError, match="unknown policy 'best'"):
+        make_policy("best")
+    with pytest.raises(PolicyError, match="headrom"):
+        make_policy("lp:headrom=0.2")
+    with pytest.raises(PolicyError, match="headroom"):
+        make_policy("lp:headroom=1.5")
+
+
+def test_parameters_come_from_the_name() -> None:
+    assert make_policy("lp:interval_s=30").interval_s == 30
