@@ -7,9 +7,9 @@ output path; the engine description in the job goes to Dynamo as it is.
     python benchmarks/dynamo_replay.py JOB.json OUT.npz
 
 The job: `trace` (Mooncake JSONL), `block_tokens`, `prefill` and `decode` (engine arguments),
-`n_prefill`, `n_decode`, `timings` (how often to time the run). OUT holds, in order of arrival,
-`first_token_ms` and `last_token_ms`, and `cpu_s`, the processor time of each timed call. Reading the
-trace file is in it: about 3 %.
+`n_prefill`, `n_decode`, `timings` (how often to time the run). OUT holds, per request in no
+particular order, `ttft_ms` and `itl_ms` (NaN for a single token), and `cpu_s`, the processor time
+of each timed call. Reading the trace file is in it: about 3 %.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def main(job_path: str, out_path: str) -> None:
             capture_per_request=capture,
         )
 
-    requests = sorted(replay(True).per_request, key=lambda request: request["arrival_time_ms"])
+    requests = replay(True).per_request
     columns = {
-        key: np.array([np.nan if request[key] is None else request[key] for request in requests])
-        for key in ("first_token_ms", "last_token_ms")
+        key: np.array([request[key] for request in requests], np.float64)  # None becomes NaN
+        for key in ("ttft_ms", "itl_ms")
     }
     cpu_s = np.zeros(job["timings"])
     for run in range(job["timings"]):
