@@ -194,6 +194,8 @@ class Simulation:
         same = ("arrival_s", "class_id", "first_token_s", "finish_s", "status", "restarts")
         columns = {to: requests[column].copy() for to, column in names}
         columns |= {name: requests[name].copy() for name in same}
+        # A leap writes the first token's time ahead; nobody has seen it before then.
+        columns["first_token_s"][columns["first_token_s"] > self.now_s] = np.nan
         counts = ("gpu_seconds", "scale_ups", "scale_downs", "failures")
         return SimResult(
             spec=self.spec,

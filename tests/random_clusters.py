@@ -3,7 +3,9 @@
 Hypothesis chooses the shape of a case (its features, its size and a seed), so that a failing case
 shrinks to few features and few requests; the numbers inside come from a generator with that seed.
 They are deliberately crooked: two events then meet at the same time only where the semantics make
-them, and a rounding error of the last bit cannot swap them.
+them, and a rounding error of the last bit cannot swap them. Equal prompts over equal iterations
+would be such a meeting (a KV transfer that starts and lands at two boundaries), so either all
+prompts differ in length or every iteration differs in time.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ class Features:
     startup: str
     requests: int
     seed: int
+    coarse: bool  # many requests at the same time, of few lengths
     prefixes: bool
     chunked: bool  # prompts longer than the token budget of a step
     tight_kv: bool  # little more KV capacity than one request needs
@@ -94,7 +97,9 @@ def make_case(features: Features) -> Case:
     rng = np.random.default_rng(features.seed)
     trace = make_trace(rng, features)
     spec = make_spec(rng, features, trace)
-    return Case(features, spec, trace, make_events(rng, features, spec), make_plans(rng, features, spec))
+    return Case(
+        features, spec, trace, make_events(rng, features, spec), make_plans(rng, features, spec)
+    )
 
 
 def make_trace(rng: np.random.Generator, features: Features) -> Trace:
@@ -102,9 +107,13 @@ def make_trace(rng: np.random.Generator, features: Features) -> Trace:
     n = features.requests
     span = DURATION_S * rng.uniform(0.02, 0.9)
     arrivals = np.sort(rng.uniform(0.0, span, n))
-    longest = int(rng.integers(50, 900))
-    isl = rng.integers(1, longest, n, endpoint=True)
+    longest = int(rng.integers(60, 900))
+    isl = 1 + rng.permutation(longest)[:n]
     osl = np.minimum(rng.geometric(1.0 / rng.integers(2, 40), n), 200)
+    if features.coarse:
+        arrivals = np.floor(arrivals)
+        isl = rng.choice(isl[:3], n)
+        osl = rng.choice(osl[:3], n)
     blocks = None
     block_tokens = int(rng.choice((16, 64)))
     if features.prefixes:
@@ -129,13 +138,15 @@ def random_prefixes(rng: np.random.Generator, counts: np.ndarray) -> list[list[i
     return rows
 
 
-def random_profile(rng: np.random.Generator, kv_capacity_tokens: int) -> str:
+def random_profile(rng: np.random.Generator, features: Features, kv_capacity_tokens: int) -> str:
     """Small bumpy surfaces: time grows with every axis, but not monotonically."""
     batch = np.array([1, 2, 4][: rng.integers(1, 3, endpoint=True)])
     tokens = np.array([8, 64, 256, 700][: rng.integers(1, 4, endpoint=True)])
     prefix = np.array([0, 128, 512][: rng.integers(1, 3, endpoint=True)])
     running = np.array([1, 3, 8, 20][: rng.integers(1, 4, endpoint=True)])
     context = np.array([16, 90, 400, 1500][: rng.integers(1, 4, endpoint=True)])
+    if features.coarse:
+        context = np.array([0, 90, 400, 1500])
     work = batch[:, None, None] * (tokens[None, :, None] + 0.1 * prefix[None, None, :])
     prefill_ms = rng.uniform(1, 5) + rng.uniform(0.05, 0.5) * work
     load = running[:, None] + 0.01 * running[:, None] * context[None, :]
@@ -166,11 +177,19 @@ def make_spec(rng: np.random.Generator, features: Features, trace: Trace) -> Clu
             pools.append(make_pool(rng, features, trace, f"{role}-{copy}", role))
     rng.shuffle(pools)  # type: ignore[arg-type]
     classes = (
-        builders.slo_class("fast", ttft_ms=rng.uniform(20, 400), itl_ms=rng.uniform(10, 60),
-                           assign={"share": 0.6},
-                           shed_above=rng.uniform(1, 4) if features.shedding else None),
-        builders.slo_class("slow", ttft_ms=rng.uniform(400, 4000), itl_ms=rng.uniform(30, 200),
-                           assign={"share": 0.4}),
+        builders.slo_class(
+            "fast",
+            ttft_ms=rng.uniform(20, 400),
+            itl_ms=rng.uniform(10, 60),
+            assign={"share": 0.6},
+            shed_above=rng.uniform(1, 4) if features.shedding else None,
+        ),
+        builders.slo_class(
+            "slow",
+            ttft_ms=rng.uniform(400, 4000),
+            itl_ms=rng.uniform(30, 200),
+            assign={"share": 0.4},
+        ),
     )
     slow = features.slow_link
     return ClusterSpec(
@@ -211,12 +230,14 @@ def make_pool(
         startup["warmup_slowdown"] = rng.uniform(1.1, 3.0)
     return builders.pool(
         role,
-        random_profile(rng, max(capacity, 17)),
+        random_profile(rng, features, max(capacity, 17)),
         name=name,
         gpu_type=str(rng.choice(GPU_TYPES)),
         gpus_per_replica=int(rng.integers(1, 2, endpoint=True)),
         max_replicas=max_replicas,
-        initial_replicas=int(rng.integers(0 if features.scaling else 1, max_replicas, endpoint=True)),
+        initial_replicas=int(
+            rng.integers(0 if features.scaling else 1, max_replicas, endpoint=True)
+        ),
         startup=StartupSpec(**startup),
         price_per_gpu_hour=rng.uniform(0.5, 4.0),
         power_w_per_gpu=rng.uniform(50.0, 700.0),
@@ -227,9 +248,7 @@ def make_pool(
     )
 
 
-def make_budget(
-    rng: np.random.Generator, features: Features, pools: list[PoolSpec]
-) -> BudgetSpec:
+def make_budget(rng: np.random.Generator, features: Features, pools: list[PoolSpec]) -> BudgetSpec:
     """GPUs for every slot, or hardly more than the initial replicas hold."""
     held = {gpu_type: 0 for gpu_type in GPU_TYPES}
     slots = {gpu_type: 0 for gpu_type in GPU_TYPES}
@@ -249,9 +268,7 @@ def make_budget(
     )
 
 
-def make_router(
-    rng: np.random.Generator, features: Features, pools: list[PoolSpec]
-) -> RouterSpec:
+def make_router(rng: np.random.Generator, features: Features, pools: list[PoolSpec]) -> RouterSpec:
     """The chosen router; grids name random pools that can do the work."""
 
     def grid(*roles: str) -> GridSpec | None:
@@ -298,9 +315,7 @@ def make_events(
         for _ in range(2):
             gpu_type = str(rng.choice(GPU_TYPES))
             value = float(rng.integers(0, 8))
-            events.append(
-                ClusterEvent(some_time(), "inventory", gpu_type=gpu_type, value=value)
-            )
+            events.append(ClusterEvent(some_time(), "inventory", gpu_type=gpu_type, value=value))
     return tuple(sorted(events, key=lambda event: event.t_s))
 
 

@@ -23,9 +23,7 @@ SAMPLED = ("target", "ready", "starting", "draining", "pending", "waiting", "run
 
 def run_kernel(case: Case) -> SimResult:
     """Play a case on the compiled kernel."""
-    simulation = Simulation(
-        case.spec, case.trace, seed=case.features.seed, events=case.events
-    )
+    simulation = Simulation(case.spec, case.trace, seed=case.features.seed, events=case.events)
     for time_s, plan in case.plans:
         simulation.advance_to(time_s)
         simulation.apply(plan)

@@ -41,9 +41,7 @@ def one_at_a_time(profile: str, replicas: int = 1) -> ClusterSpec:
 
 def batches(profile: str) -> ClusterSpec:
     """One worker that takes everything that waits into its next prefill step."""
-    return cluster(
-        pool("aggregated", profile, max_num_seqs=4096, max_num_batched_tokens=1_000_000)
-    )
+    return cluster(pool("aggregated", profile, max_num_seqs=4096, max_num_batched_tokens=1_000_000))
 
 
 def decode_only(decode_ms: float = 10.0, **fields: object) -> ClusterSpec:
@@ -86,11 +84,13 @@ class TestDeterministic:
     def test_decode_step_times_follow_the_growing_context(self) -> None:
         """With step time c context the answer takes c (isl + ... + isl + osl - 1)."""
         profile = profile_file(
-            prefill_ms=(((1e-6,),),),
+            prefill_ms=(((1e-12,),),),
             decode_context_tokens=(1, 100_001),
             decode_ms=((0.01, 1000.01),),
         )
-        result = run(cluster(pool("prefill", profile), pool("decode", profile)), trace([0], 300, 50))
+        result = run(
+            cluster(pool("prefill", profile), pool("decode", profile)), trace([0], 300, 50)
+        )
         expected_ms = 0.01 * np.arange(300, 350).sum()
         assert decode_residence_s(result)[0] == pytest.approx(1e-3 * expected_ms, rel=1e-6)
 
@@ -105,7 +105,9 @@ class TestDeterministic:
     def test_a_prompt_longer_than_the_token_budget_takes_a_step_per_chunk(self) -> None:
         """2,500 tokens in chunks of 1,000, 1,000 and 500 at 0.1 ms each."""
         spec = cluster(
-            pool("aggregated", linear_profile(prefill_ms_per_token=0.1), max_num_batched_tokens=1000)
+            pool(
+                "aggregated", linear_profile(prefill_ms_per_token=0.1), max_num_batched_tokens=1000
+            )
         )
         result = run(spec, trace([0.0], 2500, 1))
         assert result.ttft_s[0] == pytest.approx(0.25, rel=1e-9)
@@ -201,9 +203,7 @@ class TestDecode:
             spec.pools[0],
             pool("decode", constant_profile(decode_ms=5.0, kv_capacity_tokens=239)),
         )
-        np.testing.assert_allclose(
-            run(tight, load).finish_s, run(spec, load).finish_s, rtol=1e-9
-        )
+        np.testing.assert_allclose(run(tight, load).finish_s, run(spec, load).finish_s, rtol=1e-9)
 
 
 class TestLittlesLaw:

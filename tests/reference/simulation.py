@@ -282,7 +282,7 @@ class ReferenceSimulation:
         self._enter(request)
 
     def fits(self, pool: Pool, request: Request) -> bool:
-        """Whether an empty worker of a pool, and if need be another after it, can hold a request."""
+        """Whether a pool's empty worker, and a decode worker after it, can hold a request."""
         if pool.spec.role != "prefill":
             return request.kv_blocks <= pool.kv_blocks
         return request.isl <= pool.kv_tokens and any(
