@@ -33,7 +33,7 @@ $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.stamp-demo
 
 demo: $(VENV)/.stamp-demo
-	$(BIN)/hrl-planner evaluate --spec reference --scenario cold-start-ramp \
+	$(BIN)/hrl-planner evaluate --spec reference --scenario diurnal-mix --scenario cold-start-ramp \
 	  --policy static --policy hpa --policy rule --policy lp --seeds 3 --out $(DEMO_OUT)
 
 test: $(VENV)/.stamp-dev
