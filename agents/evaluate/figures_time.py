@@ -286,7 +286,7 @@ def latency_cdfs(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -> Fi
                 )
             shapes.append(_target_line(target, x_name, y_name))
             figure_layout[axis_name("x", number, long=True)] = latency_axis(
-                domain=across[side], anchor=y_name
+                fine=side == 1, domain=across[side], anchor=y_name
             )
             figure_layout[axis_name("y", number, long=True)] = axis(
                 domain=down[index], anchor=x_name, range=[0, 102], ticksuffix=" %", nticks=5

@@ -1,0 +1,357 @@
+"""Evaluations resume, refuse foreign runs, survive failing and dying cells, and can be stopped."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from agents.evaluate import EvaluationConfig, EvaluationError, Workload, evaluate
+from agents.evaluate import runner as runner_module
+from agents.evaluate.cases import choose_workloads, load_case
+from agents.evaluate.runner import run_cells
+from agents.evaluate.store import Store
+from hrl_planner.errors import PolicyError, ScenarioError, TraceError
+from hrl_planner.spec import ClusterSpec
+
+SCENARIO = Workload("scenario", "cold-start-ramp")
+
+
+def make_config(**changes):
+    fields = {
+        "spec": ClusterSpec.load("small"),
+        "workloads": (SCENARIO,),
+        "policies": ("static", "hpa"),
+        "seeds": 2,
+        "until_s": 120.0,
+        "load": 0.05,
+    }
+    return EvaluationConfig(**{**fields, **changes})
+
+
+@pytest.fixture
+def config():
+    return make_config()
+
+
+def run(config, folder, workers=1, **options):
+    progress = []
+    done = evaluate(
+        config,
+        folder,
+        workers=workers,
+        on_progress=lambda p: progress.append((p.skipped, p.done, len(p.failures), p.share)),
+        command="hrl-planner evaluate ...",
+        **options,
+    )
+    return done, progress
+
+
+@pytest.fixture
+def fake_cell(monkeypatch):
+    """Replace the simulation by a function of (config, cell); the store and runner stay real."""
+
+    def install(function):
+        monkeypatch.setattr("agents.evaluate.cell.run_cell", lambda c, cell, _: function(cell))
+
+    return install
+
+
+def test_every_policy_meets_the_same_requests(config, tmp_path):
+    done, progress = run(config, tmp_path)
+    assert not done.failures
+    offered = done.results.frame.query("`class` == 'all'").pivot(
+        index="seed", columns="policy", values="offered"
+    )
+    assert (offered["static"] == offered["hpa"]).all()
+    assert offered["static"].nunique() == 2, "seeds differ"
+    assert progress[-1] == (0, 4, 0, 1.0)
+    shares = [share for *_, share in progress]
+    assert shares == sorted(shares)
+
+
+def test_tables_and_report_are_written(config, tmp_path):
+    done, _ = run(config, tmp_path)
+    frame = pd.read_parquet(tmp_path / "results.parquet")
+    classes = len(config.spec.slo_classes) + 1
+    assert len(frame) == 2 * 2 * classes
+    assert frame["budget_violations"].sum() == 0
+    pd.testing.assert_frame_equal(
+        frame, pd.read_csv(tmp_path / "results.csv"), check_dtype=False, rtol=1e-12
+    )
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    assert len(summary) == 2 * classes
+    assert (summary["attainment_low"] <= summary["attainment"]).all()
+    assert done.report == tmp_path / "report.html"
+
+
+class _Outside(HTMLParser):
+    """Collects whatever a page would fetch, and the places meant for figures."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.figures, self.open = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.fetched += [v for k, v in attrs if k in ("src", "srcset") or tag == "link"]
+        if "data-figure" in attributes:
+            self.figures.append(attributes["data-figure"])
+
+
+def test_the_report_is_one_small_file_that_fetches_nothing(config, tmp_path):
+    done, _ = run(config, tmp_path)
+    page = done.report.read_text(encoding="utf-8")
+    assert len(page.encode()) < 6e6
+    outside = _Outside()
+    outside.feed(page)
+    assert outside.fetched == []
+    figures = json.loads(re.search(r"const FIGURES = (\{.*\});\n", page).group(1))
+    assert set(outside.figures) == set(figures)
+    for name, figure in figures.items():
+        assert figure["data"], name
+
+
+def test_figures_are_what_plotly_accepts(config, tmp_path):
+    from plotly.graph_objects import Figure
+
+    done, _ = run(config, tmp_path)
+    page = done.report.read_text(encoding="utf-8")
+    for figure in json.loads(re.search(r"const FIGURES = (\{.*\});\n", page).group(1)).values():
+        Figure(figure)  # raises on an unknown attribute or a bad value
+
+
+def test_names_from_the_spec_cannot_break_out_of_the_page(tmp_path):
+    spec = ClusterSpec.load("small").replace(description="</script><b>x", name="a<b>&c")
+    done, _ = run(make_config(spec=spec, seeds=1), tmp_path)
+    page = done.report.read_text(encoding="utf-8")
+    assert "a<b>&c" not in page
+    assert "</script><b>x" not in page
+
+
+def test_a_second_call_runs_only_what_is_missing(config, tmp_path):
+    run(config, tmp_path)
+    _, progress = run(config, tmp_path)
+    assert progress == [(4, 0, 0, 1.0)]
+    # More seeds and more policies keep what is there.
+    _, progress = run(make_config(seeds=3, policies=("static", "hpa", "rule")), tmp_path)
+    assert progress[0][0] == 4
+    assert progress[-1][1] == 9 - 4
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"load": 0.06}, "--load"),
+        ({"until_s": 60.0}, "--until"),
+        ({"spec": ClusterSpec.load("small").replace(kv_block_tokens=32)}, "spec.kv_block_tokens"),
+    ],
+)
+def test_runs_of_another_configuration_are_refused(config, tmp_path, change, named):
+    run(config, tmp_path)
+    with pytest.raises(EvaluationError, match=re.escape(named)):
+        run(make_config(**change), tmp_path)
+    _, progress = run(make_config(**change), tmp_path, force=True)
+    assert progress[0][0] == 0, "--force starts anew"
+
+
+def test_a_changed_trace_file_is_noticed(tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,isl_tokens,osl_tokens\n0.5,100,10\n1.0,100,10\n")
+    changes = {"workloads": (Workload("trace", str(trace)),), "load": 1.0, "until_s": None}
+    config = make_config(**changes, policies=("static",), seeds=1)
+    run(config, tmp_path / "out")
+    trace.write_text("arrival_s,isl_tokens,osl_tokens\n0.5,100,10\n1.0,200,10\n")
+    with pytest.raises(EvaluationError, match="workload t"):
+        run(config, tmp_path / "out")
+
+
+def test_seeds_of_a_trace_file_share_its_requests(tmp_path):
+    trace = tmp_path / "t.csv"
+    trace.write_text("arrival_s,isl_tokens,osl_tokens\n0.5,100,10\n1.0,100,10\n")
+    spec = ClusterSpec.load("small")
+    first, second = (load_case(Workload("trace", str(trace)), spec, seed) for seed in (0, 1))
+    assert np.array_equal(first.trace.arrival_s, second.trace.arrival_s)
+
+
+def test_a_failing_cell_does_not_take_the_others_along(config, tmp_path, fake_cell):
+    from agents.evaluate.cell import run_cell
+
+    def sometimes(cell):
+        if cell.policy == "hpa" and cell.seed == 1:
+            raise ZeroDivisionError("oh")
+        return run_cell(config, cell, lambda _: None)
+
+    fake_cell(sometimes)
+    done, progress = run(config, tmp_path)
+    assert [str(f.cell) for f in done.failures] == ["hpa on cold-start-ramp, seed 1"]
+    assert "ZeroDivisionError: oh" in done.failures[0].message
+    assert "Traceback" in done.failures[0].log.read_text()
+    assert progress[-1][1] == 3
+    assert "1 runs failed" in done.report.read_text(encoding="utf-8")
+
+
+def test_when_every_cell_fails_there_is_no_report(config, tmp_path, fake_cell):
+    def never(cell):
+        raise TraceError("bad")
+
+    fake_cell(never)
+    done, _ = run(config, tmp_path)
+    assert done.report is None
+    assert len(done.failures) == 4
+
+
+def test_a_half_written_cell_is_not_a_cell(config, tmp_path):
+    store = Store(tmp_path)
+    store.open(config)
+    cell = config.cells()[0]
+    (tmp_path / "cells" / f".{cell.name}.json.77.tmp").write_text('{"work')
+    assert not store.has(cell)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    [
+        ({"policies": ("nope",)}, PolicyError, "nope"),
+        ({"policies": ("hpa", "hpa")}, PolicyError, "twice"),
+        ({"workloads": (Workload("trace", "/no/such.csv"),)}, TraceError, "/no/such.csv"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(tmp_path, change, error, named):
+    with pytest.raises(error, match=named):
+        run(make_config(**change), tmp_path)
+    assert not (tmp_path / "cells").exists()
+
+
+def test_unknown_scenarios_are_refused_with_the_known_ones():
+    with pytest.raises(ScenarioError, match="cold-start-ramp"):
+        choose_workloads(["cold-start"], [])
+    with pytest.raises(ScenarioError, match="nothing to run"):
+        choose_workloads([], [])
+    assert len(choose_workloads(["all"], [])) >= 14
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_numbers_as_one(config, tmp_path):
+    alone, _ = run(config, tmp_path / "one")
+    apart, _ = run(config, tmp_path / "two", workers=2)
+    pd.testing.assert_frame_equal(
+        alone.results.frame.drop(columns="wall_s"), apart.results.frame.drop(columns="wall_s")
+    )
+
+
+def _die_on_hpa_seed_1(config, store, cell, slot):
+    """Stands in for a worker's job; module level, so that a spawned process can find it."""
+    if cell.policy == "hpa" and cell.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    store.write(cell, {"policy": cell.policy})
+
+
+@pytest.mark.slow
+def test_a_dying_worker_costs_only_its_own_cell(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_module, "_work", _die_on_hpa_seed_1)
+    store = Store(tmp_path)
+    store.open(config)
+    failures = run_cells(config, store, workers=2, on_progress=lambda _: None)
+    assert [str(f.cell) for f in failures] == ["hpa on cold-start-ramp, seed 1"]
+    assert "died" in failures[0].message
+    assert sum(store.has(cell) for cell in config.cells()) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_keeps_what_is_finished_and_leaves_nobody_behind(tmp_path, how):
+    command = [sys.executable, "-m", "hrl_planner.cli", "evaluate", "--spec", "small"]
+    command += ["--scenario", "cold-start-ramp", "--policy", "static", "--policy", "hpa"]
+    command += ["--seeds", "200", "--until", "300", "-j", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("cells/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "are kept in" in output and "Traceback" not in output
+    assert list(tmp_path.glob("cells/*.json"))
+    with pytest.raises(ProcessLookupError):  # the whole process group is gone
+        for _ in range(50):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
+def cli(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "hrl_planner.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_commands_print_tables_and_say_where_the_report_is(tmp_path):
+    workload = [
+        "--spec",
+        "small",
+        "--scenario",
+        "cold-start-ramp",
+        "--load",
+        "0.05",
+        "--until",
+        "60",
+    ]
+    one = cli("simulate", *workload, "--policy", "static", "--out", str(tmp_path / "run"))
+    assert one.returncode == 0, one.stderr
+    assert "by class" in one.stdout and "by pool" in one.stdout
+    assert (tmp_path / "run" / "requests.parquet").exists()
+    many = cli(
+        "evaluate", *workload, "--policy", "static", "--policy", "hpa", "--seeds", "1", "-j", "1",
+        "--out", str(tmp_path / "ev"),
+    )  # fmt: skip
+    assert many.returncode == 0, many.stderr
+    assert f"report: {tmp_path / 'ev' / 'report.html'}" in many.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["simulate"],
+        ["simulate", "--scenario", "nope"],
+        ["simulate", "--scenario", "cold-start-ramp", "--trace", "x.csv"],
+        ["simulate", "--scenario", "cold-start-ramp", "--policy", "nope"],
+        ["evaluate", "--scenario", "cold-start-ramp", "--policy", "nope", "--out", "OUT"],
+        ["evaluate", "--trace", "/no/such.csv", "--policy", "hpa", "--out", "OUT"],
+        [
+            "evaluate",
+            "--scenario",
+            "cold-start-ramp",
+            "--policy",
+            "hpa",
+            "--spec",
+            "x",
+            "--out",
+            "OUT",
+        ],
+    ],
+    ids=lambda a: " ".join(a[:5]),
+)
+def test_bad_arguments_end_in_a_message(arguments, tmp_path):
+    from typer.testing import CliRunner
+
+    from hrl_planner.cli import app
+
+    done = CliRunner().invoke(app, [a.replace("OUT", str(tmp_path / "out")) for a in arguments])
+    assert done.exit_code == 2
+    assert "Traceback" not in done.output
+    assert done.output.strip()
