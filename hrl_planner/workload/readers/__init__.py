@@ -14,6 +14,10 @@ file, the line, the field and the value.
 
 from __future__ import annotations
 
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -60,21 +64,22 @@ def read_trace(
     """
     path = Path(path)
     chosen = detect_format(path) if format is None else format
+    if chosen not in FORMATS:
+        raise TraceError(f"{path.name}: unknown format {chosen!r}; one of {', '.join(FORMATS)}")
     if chosen == "rates":
         curve = read_rate_curve(path)
         if start_s > 0 or end_s is not None:
             curve = curve.slice(start_s, curve.duration_s if end_s is None else end_s)
         return independent_requests(curve.scale(rate=rate), seed=seed, name=path.stem)
-    if chosen == "azure":
-        trace = read_azure(path)
-    elif chosen == "burstgpt":
-        trace = read_burstgpt(path, skip_failed=skip_failed)
-    elif chosen == "mooncake":
-        trace = read_mooncake(path)
-    elif chosen == "own":
-        trace = read_own(path)
-    else:
-        raise TraceError(f"{path.name}: unknown format {chosen!r}; one of {', '.join(FORMATS)}")
+    with _whole(path):
+        if chosen == "azure":
+            trace = read_azure(path)
+        elif chosen == "burstgpt":
+            trace = read_burstgpt(path, skip_failed=skip_failed)
+        elif chosen == "mooncake":
+            trace = read_mooncake(path)
+        else:
+            trace = read_own(path)
     if start_s > 0 or end_s is not None:
         trace = trace.slice(start_s, trace.duration_s if end_s is None else end_s)
     return trace.scale(rate=rate, seed=seed)
@@ -88,14 +93,11 @@ def detect_format(path: str | Path) -> TraceFormat:
     """
     path = Path(path)
     first = ""
-    try:
-        with open_text(path) as file:
-            for text in file:
-                if text.strip() and not text.startswith("#"):
-                    first = text.strip()
-                    break
-    except UnicodeDecodeError as error:
-        raise TraceError(f"{path.name} line 1: not a text file ({error.reason})") from error
+    with _whole(path), open_text(path) as file:
+        for text in file:
+            if text.strip() and not text.startswith("#"):
+                first = text.strip()
+                break
     if first.startswith("{"):
         return "mooncake"
     header = {cell.strip().strip('"') for cell in first.split(",")}
@@ -112,6 +114,15 @@ def detect_format(path: str | Path) -> TraceFormat:
         f"{path.name} line 1: {first[:60]!r} is the start of no known trace format; "
         f"known are {', '.join(FORMATS)}"
     )
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what a damaged gzip file raises, each in its own way, into our error."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise TraceError(f"{path.name}: damaged gzip file ({error})") from error
 
 
 __all__ = [

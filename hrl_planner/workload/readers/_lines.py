@@ -113,19 +113,23 @@ def read_table(path: Path, required: Sequence[str], skip_lines: int = 0) -> Tabl
                 lines.append(reader.line_num + skip_lines)
         except csv.Error as error:
             refuse(path, reader.line_num + skip_lines, "(whole line)", f"malformed CSV: {error}")
-        except UnicodeDecodeError as error:
-            refuse(path, reader.line_num + skip_lines + 1, "(whole line)", f"not text: {error}")
     cells = list(zip(*rows, strict=True)) if rows else [() for _ in header]
     return Table(path, dict(zip(header, cells, strict=True)), np.array(lines, dtype=np.int64))
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a text file, plain or gzipped, with any byte order mark removed."""
+    """Open a text file, plain or gzipped, with any byte order mark removed.
+
+    Bytes that are no text become replacement characters: what reads the cell refuses them, and
+    knows the line.
+    """
     if not path.is_file():
         raise TraceError(f"{path}: no such file")
     if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
-    return path.open(encoding="utf-8-sig", newline="")
+        return cast(
+            TextIO, gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+        )
+    return path.open(encoding="utf-8-sig", errors="replace", newline="")
 
 
 def check(
