@@ -5,7 +5,7 @@ Requests are a fluid. With cap[c, i] the rate one replica of pool i sustains for
 
     sum  v_c * share[c, i] * x[c, i] / V                      value of requests served in time
     - w_price * sum  price_i * g_i * n_i / (price of the whole budget)
-    - w_change * sum  g_i * |n_i - current_i| / (all GPUs)
+    - sum  g_i * (w_start * (n_i - current_i)+ + w_stop * (current_i - n_i)+) / (all GPUs)
 
 (V = sum of v_c * demand_c, so that the value of serving all is 1) subject to
 
@@ -14,7 +14,7 @@ Requests are a fluid. With cap[c, i] the rate one replica of pool i sustains for
     flow into prefill pools    =   flow into decode pools             each class
     GPUs per type, GPUs in total, watts;  low_i <= n_i <= high_i.
 
-The change term doubles as tie-break: of equally good plans the one nearest to what runs wins.
+The terms for changes double as tie-break: of equally good plans the one nearest to what runs wins.
 HiGHS solves it; the model is built once per cluster, later solves change only numbers and start
 from the last basis. The duals of the pool rows are the marginal value of a GPU in each pool.
 """
@@ -51,14 +51,17 @@ class FlowParameters:
         headroom_decode: the same for decode pools.
         headroom_aggregated: the same for aggregated pools.
         price_weight: weight of GPU price against value; holding the whole budget costs this.
-        change_weight: weight of changes; moving every GPU once costs this.
+        start_weight: cost of starting a replica on every GPU once: they hold their GPUs for the
+            whole start-up time without serving, so moving GPUs between pools must be worth that.
+        stop_weight: cost of stopping them all.
     """
 
     headroom_prefill: float = 0.1
     headroom_decode: float = 0.15
     headroom_aggregated: float = 0.15
     price_weight: float = 0.1
-    change_weight: float = 0.02
+    start_weight: float = 0.3
+    stop_weight: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ class FluidModel:
         np.maximum.at(dearest, self.arrays.type_index, price / self.arrays.gpus)
         whole = max(float(dearest @ self.arrays.type_budget), 1e-9)
         self._price = p.price_weight * price / whole
-        self._change = p.change_weight * self.arrays.gpus / max(self.arrays.type_budget.sum(), 1)
+        per_gpu = self.arrays.gpus / max(self.arrays.type_budget.sum(), 1)
+        self._start, self._stop = p.start_weight * per_gpu, p.stop_weight * per_gpu
         self._solver = self._build()
 
     def solve(
@@ -170,8 +174,8 @@ class FluidModel:
         flow = (P + np.arange(C * P, dtype=np.int32)).reshape(C, P)
         up, down = P + C * P + pools, 2 * P + C * P + pools
         solver.changeColsCost(P, pools, self._price.astype(np.float64))
-        solver.changeColsCost(P, up, self._change)
-        solver.changeColsCost(P, down, self._change)
+        solver.changeColsCost(P, up, self._start)
+        solver.changeColsCost(P, down, self._stop)
 
         def row(low: float, high: float, columns: NDArray[np.int32], values: Any) -> None:
             solver.addRow(low, high, columns.size, columns, np.asarray(values, np.float64))

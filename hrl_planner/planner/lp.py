@@ -47,7 +47,8 @@ class FluidPlanner:
         quantile: share of requests a loaded replica must still serve in time.
         trend: share of the recent slope of the rates that is extrapolated.
         hold_s: how long a passed peak still counts.
-        change_weight: cost of moving every GPU once, against the value of all requests.
+        start_weight: cost of starting a replica on every GPU, against the value of all requests.
+        stop_weight: the same for stopping.
         price_weight: cost of holding the whole budget; absent, the reward's.
         round_up: fractions of a replica above this become a whole one.
         interval_s: time between decisions; absent, the local interval.
@@ -58,11 +59,12 @@ class FluidPlanner:
 
     def __init__(
         self,
-        headroom: float = 0.15,
+        headroom: float = 0.25,
         quantile: float = 0.95,
         trend: float = 0.5,
-        hold_s: float = 180.0,
-        change_weight: float = 0.02,
+        hold_s: float = 1200.0,
+        start_weight: float = 0.3,
+        stop_weight: float = 0.02,
         price_weight: float | None = None,
         round_up: float = 0.15,
         interval_s: float | None = None,
@@ -75,7 +77,8 @@ class FluidPlanner:
             )
         self._headroom, self._quantile, self._round_up = headroom, quantile, round_up
         self._trend, self._hold_s, self._outage_s = trend, hold_s, outage_s
-        self._change_weight, self._price_weight = change_weight, price_weight
+        self._start_weight, self._stop_weight = start_weight, stop_weight
+        self._price_weight = price_weight
         self._interval_s = interval_s
         self.interval_s = 10.0 if interval_s is None else interval_s
         self._ready = False
@@ -92,7 +95,8 @@ class FluidPlanner:
                 headroom_decode=self._headroom,
                 headroom_aggregated=self._headroom,
                 price_weight=spec.reward.gpu_price_weight if price is None else price,
-                change_weight=self._change_weight,
+                start_weight=self._start_weight,
+                stop_weight=self._stop_weight,
             ),
         )
         self._model = CapacityModel.from_spec(spec)
