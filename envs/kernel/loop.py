@@ -1,7 +1,8 @@
 """Time: the next event, in order, until a given moment.
 
-Four things happen: a worker acts (a boundary, a replica ready, a failure), a KV transfer lands,
-a request arrives, the scraper comes by. At equal times they happen in this order.
+Four things happen: a KV transfer lands, a request arrives, a worker acts (a boundary, a replica
+ready, a failure), the scraper comes by. At equal times they happen in this order, so that a worker
+finds everything queued that came at the moment it acts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from envs.kernel.layout import (
     DECODE,
     DRAINING,
     IDLE,
-    LEAPING,
     NONE,
     STARTING,
     Cluster,
@@ -22,13 +22,13 @@ from envs.kernel.layout import (
 from envs.kernel.lifecycle import fail, make_ready, remove_replica, restart, start_pending
 from envs.kernel.queues import as_index, push_decode
 from envs.kernel.router import observe_offer, retry_decode, route_prefill, take_outbox
-from envs.kernel.worker import begin_step, decode_fits, end_step, interrupt
+from envs.kernel.worker import begin_step, decode_fits, end_step, interrupt, wake
 from hrl_planner._compiled import inlined, lean
 
 
 @inlined
-def _worker_acts(cluster: Cluster, slot: int, now_s: float) -> int:
-    """Handle a slot's event; return the slot when it is at a boundary and may go on."""
+def _worker_acts(cluster: Cluster, slot: int, now_s: float) -> None:
+    """Handle a slot's event: ready, dead, or at a boundary."""
     worker = cluster.workers[slot]
     g = cluster.g[0]
     if worker.state == STARTING:
@@ -36,24 +36,24 @@ def _worker_acts(cluster: Cluster, slot: int, now_s: float) -> int:
         role = cluster.pools[worker.pool].role
         g.release_prefill = role != DECODE
         g.release_decode = role == DECODE
-        return NONE
+        return
     if worker.fail_s < worker.boundary_s:
         fail(cluster, slot, now_s)
         g.release_prefill = 1
-        return NONE
+        return
     end_step(cluster, slot, now_s)
     if g.outbox_head != NONE:
         take_outbox(cluster, now_s)
     if worker.state == DRAINING and cluster.load[slot].active == 0:
         remove_replica(cluster, slot, now_s)
         start_pending(cluster, now_s)
-        return NONE
-    return slot
+    else:
+        begin_step(cluster, slot, now_s)
 
 
 @inlined
-def _transfer_lands(cluster: Cluster, request: int, now_s: float) -> int:
-    """Queue a request at its decode worker; return the slot when it is idle."""
+def _transfer_lands(cluster: Cluster, request: int, now_s: float) -> None:
+    """Queue a request at its decode worker."""
     q = cluster.requests[request]
     slot = as_index(q.decode_worker)
     worker = cluster.workers[slot]
@@ -61,15 +61,14 @@ def _transfer_lands(cluster: Cluster, request: int, now_s: float) -> int:
     metrics.count_arrival(cluster, slot, q)
     push_decode(cluster, slot, request)
     if worker.step == IDLE:
-        return int(slot)
-    if worker.step == LEAPING and worker.decode_len == 1 and decode_fits(cluster, slot, request):
+        wake(cluster, slot, now_s)
+    elif worker.decode_len == 1 and decode_fits(cluster, slot, request):
         interrupt(cluster, slot, now_s)
-    return NONE
 
 
 @lean
 def release_held(cluster: Cluster, now_s: float) -> None:
-    """Look through the requests the router holds, in order; workers that idle start at once."""
+    """Look through the requests the router holds, in order."""
     g = cluster.g[0]
     if g.release_prefill != 0:
         request = g.prefill_hold_head
@@ -77,9 +76,7 @@ def release_held(cluster: Cluster, now_s: float) -> None:
         g.prefill_hold_tail = NONE
         while request != NONE:
             following = as_index(cluster.requests[request].next)
-            slot = route_prefill(cluster, request, now_s, False)
-            if slot >= 0 and cluster.workers[slot].step == IDLE:
-                begin_step(cluster, slot, now_s)
+            route_prefill(cluster, request, now_s, False)
             request = following
     if g.release_decode != 0:
         retry_decode(cluster, now_s)
@@ -112,17 +109,14 @@ def advance(cluster: Cluster, until_s: float) -> None:
             break
         g.now_s = now_s
         g.n_events += 1
-        boundary = NONE
         request = NONE
         fresh = False
-        if worker_s == now_s:
-            boundary = _worker_acts(cluster, tree_first(cluster.tree), now_s)
-        elif transfer_s == now_s:
+        if transfer_s == now_s:
             landed = transfer_pop(cluster.transfers, g.n_transfers)
             g.n_transfers -= 1
             q = cluster.requests[landed]
             if cluster.workers[q.decode_worker].epoch == q.decode_epoch:
-                boundary = _transfer_lands(cluster, landed, now_s)
+                _transfer_lands(cluster, landed, now_s)
             else:
                 restart(cluster, landed, now_s)
                 request = landed
@@ -131,14 +125,12 @@ def advance(cluster: Cluster, until_s: float) -> None:
             g.next_arrival += 1
             observe_offer(cluster, request)
             fresh = True
+        elif worker_s == now_s:
+            _worker_acts(cluster, tree_first(cluster.tree), now_s)
         else:
             _scrape(cluster, now_s)
         if request != NONE:
-            slot = route_prefill(cluster, request, now_s, fresh)
-            if slot >= 0 and cluster.workers[slot].step == IDLE:
-                boundary = slot
-        if boundary != NONE:
-            begin_step(cluster, boundary, now_s)
+            route_prefill(cluster, request, now_s, fresh)
         if g.release_prefill + g.release_decode > 0:
             release_held(cluster, now_s)
     g.now_s = until_s

@@ -141,8 +141,8 @@ def _pick_prefill(cluster: Cluster, request: int, now_s: float, fresh: bool) -> 
 
 
 @inlined
-def route_prefill(cluster: Cluster, request: int, now_s: float, fresh: bool) -> int:
-    """Give a request to a worker that prefills and return it; else hold or reject the request."""
+def route_prefill(cluster: Cluster, request: int, now_s: float, fresh: bool) -> None:
+    """Give a request to a worker that prefills; else hold or reject it."""
     slot = _pick_prefill(cluster, request, now_s, fresh)
     if slot == REJECT:
         q = cluster.requests[request]
@@ -153,7 +153,6 @@ def route_prefill(cluster: Cluster, request: int, now_s: float, fresh: bool) -> 
         hold_for_prefill(cluster, request)
     else:
         enqueue_prefill(cluster, slot, request, now_s, cluster.overlap[slot])
-    return slot
 
 
 @inlined

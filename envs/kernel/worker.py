@@ -5,7 +5,8 @@ batch, then either runs one prefill step (with the decode batch riding along on 
 or a *leap*: as many decode iterations as pass before anything can change. In a leap the batch is
 constant and the step time linear in the context, so the time of n iterations is an arithmetic
 series, n * base + slope * n (n - 1) / 2, and the boundary behind any moment has a closed form.
-A request that arrives in a leap cuts it at the next boundary (`interrupt`).
+A request that arrives in a leap cuts it at the next boundary (`interrupt`); at an idle worker it
+makes one (`wake`).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def series_s(base_s: float, slope_s: float, n: int) -> float:
 
 
 @inlined
-def iterations_beyond(base_s: float, slope_s: float, elapsed_s: float) -> int:
-    """Return the least n >= 1 whose series ends after `elapsed_s`."""
+def iterations_until(base_s: float, slope_s: float, elapsed_s: float) -> int:
+    """Return the least n >= 1 whose series does not end before `elapsed_s`."""
     if slope_s > 0.0:
         half = base_s - 0.5 * slope_s
         guess = (math.sqrt(half * half + 2.0 * slope_s * elapsed_s) - half) / slope_s
@@ -54,9 +55,9 @@ def iterations_beyond(base_s: float, slope_s: float, elapsed_s: float) -> int:
     else:
         guess = elapsed_s / base_s
     n = max(1, int(guess))
-    while series_s(base_s, slope_s, n) <= elapsed_s:
+    while series_s(base_s, slope_s, n) < elapsed_s:
         n += 1
-    while n > 1 and series_s(base_s, slope_s, n - 1) > elapsed_s:
+    while n > 1 and series_s(base_s, slope_s, n - 1) >= elapsed_s:
         n -= 1
     return n
 
@@ -83,15 +84,24 @@ def enqueue_prefill(
     metrics.count_arrival(cluster, slot, q)
     was_empty = worker.prefill_len == 0
     push_prefill(cluster, slot, request)
-    if was_empty and worker.step == LEAPING:
+    if worker.step == IDLE:
+        wake(cluster, slot, now_s)
+    elif was_empty and worker.step == LEAPING:
         interrupt(cluster, slot, now_s)
 
 
 @inlined
+def wake(cluster: Cluster, slot: int, now_s: float) -> None:
+    """Let an idle worker act now, once everything that arrives at this moment is queued."""
+    cluster.workers[slot].boundary_s = now_s
+    reschedule(cluster, slot)
+
+
+@inlined
 def interrupt(cluster: Cluster, slot: int, now_s: float) -> None:
-    """Cut a leap at the first boundary after now."""
+    """Cut a leap at the first boundary from now on."""
     worker = cluster.workers[slot]
-    n = iterations_beyond(worker.base_s, worker.slope_s, now_s - worker.step_start_s)
+    n = iterations_until(worker.base_s, worker.slope_s, now_s - worker.step_start_s)
     if n < worker.leap:
         worker.leap = n
         worker.boundary_s = worker.step_start_s + series_s(worker.base_s, worker.slope_s, n)
@@ -104,7 +114,7 @@ def step_ends_s(cluster: Cluster, slot: int, now_s: float) -> float:
     worker = cluster.workers[slot]
     if worker.step != LEAPING:
         return now_s
-    n = iterations_beyond(worker.base_s, worker.slope_s, now_s - worker.step_start_s)
+    n = iterations_until(worker.base_s, worker.slope_s, now_s - worker.step_start_s)
     return float(worker.step_start_s + series_s(worker.base_s, worker.slope_s, n))
 
 
@@ -221,12 +231,9 @@ def _begin_leap(cluster: Cluster, slot: int, now_s: float) -> None:
     if slowdown != 1.0:
         pool = cluster.pools[worker.pool]
         warm_s = worker.ready_s + pool.warmup_s - now_s
-        # The iteration under way when the warm-up ends is still slow: the boundary at or behind it.
+        # The iteration under way when the warm-up ends is still slow.
         if series_s(worker.base_s, worker.slope_s, n) > warm_s:
-            cut = iterations_beyond(worker.base_s, worker.slope_s, warm_s)
-            if cut > 1 and series_s(worker.base_s, worker.slope_s, cut - 1) == warm_s:
-                cut -= 1
-            n = min(n, cut)
+            n = min(n, iterations_until(worker.base_s, worker.slope_s, warm_s))
     worker.step = LEAPING
     worker.step_start_s = now_s
     worker.leap = n

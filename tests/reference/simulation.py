@@ -25,7 +25,7 @@ from tests.reference.latency import StepTimes
 from tests.reference.routing import Router
 from tests.reference.worker import FINISHED, REJECTED, Pool, Replica, Request, State
 
-WORKER, TRANSFER, ARRIVAL, SCENARIO = range(4)
+TRANSFER, ARRIVAL, WORKER, SCENARIO = range(4)  # the order at equal times
 
 RESULT_COLUMNS = (
     "arrival_s",
@@ -202,8 +202,14 @@ class ReferenceSimulation:
         self._wake(worker)
 
     def _wake(self, worker: Replica) -> None:
-        """Start a step at an idle worker; a busy one looks at its queues at its next boundary."""
-        if worker.step is None:
+        """Let an idle worker look at its queues when all that arrives now is in them."""
+        if worker.step is None and not worker.waking:
+            worker.waking = True
+            self._at(self.now_s, WORKER, worker.slot, lambda: self._look(worker))
+
+    def _look(self, worker: Replica) -> None:
+        worker.waking = False
+        if worker.state is not State.GONE:
             self._begin_step(worker)
 
     def _begin_step(self, worker: Replica) -> None:

@@ -112,6 +112,7 @@ class Replica:
     cache: OrderedDict[int, None] = field(default_factory=OrderedDict)  # least recent first
     step: Step | None = None
     step_ends_s: float = 0.0  # of the step under way
+    waking: bool = False  # idle, and about to look at its queues
 
     def begin_step(self, now: float) -> float | None:
         """Fill the next step and return its duration, or None when there is nothing to do."""
