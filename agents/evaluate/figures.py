@@ -22,6 +22,8 @@ from agents.evaluate.theme import INK, axis, layout, panel_title, policy_colours
 Figure = dict[str, Any]
 
 _GAP = 0.06
+# More policies than this make the cells of two matrices in one row too narrow for their text.
+_MOST_SIDE_BY_SIDE = 4
 
 
 def columns(count: int, gap: float = _GAP) -> list[tuple[float, float]]:
@@ -100,13 +102,13 @@ def attainment_intervals(results: Results) -> Figure:
     return {"data": data, "layout": figure_layout}
 
 
-def cost_against_attainment(results: Results) -> Figure:
-    """Every run as a faint dot, each policy's estimate with intervals both ways."""
+def cost_against_attainment(results: Results, workload: str) -> Figure:
+    """Every run of a workload as a faint dot, each policy's estimate with intervals both ways."""
     colours = policy_colours(results.policies)
     data: list[Figure] = []
     for policy in results.policies:
-        cost = results.scores(policy, "cost").ravel()
-        met = results.scores(policy, "value_attainment").ravel()
+        cost = results.scores(policy, "cost", workload=workload).ravel()
+        met = results.scores(policy, "value_attainment", workload=workload).ravel()
         data.append(
             {
                 "type": "scatter",
@@ -119,8 +121,8 @@ def cost_against_attainment(results: Results) -> Figure:
             }
         )
     for policy in results.policies:
-        price = results.estimate(policy, "cost")
-        share = results.estimate(policy, "value_attainment")
+        price = results.estimate(policy, "cost", workload=workload)
+        share = results.estimate(policy, "value_attainment", workload=workload)
         data.append(
             {
                 "type": "scatter",
@@ -150,10 +152,13 @@ def cost_against_attainment(results: Results) -> Figure:
 def pairwise(results: Results) -> Figure:
     """Probability of improvement and paired difference of every policy against every other."""
     panels = [("value_attainment", "on value-weighted attainment"), ("cost", "on cost")]
-    domains = columns(len(panels), 0.16)
+    stacked = len(results.policies) > _MOST_SIDE_BY_SIDE
+    height = 130 + 62 * len(results.policies)
+    across = [(0.0, 1.0)] * 2 if stacked else columns(2, 0.16)
+    down = rows(2, 0.14) if stacked else [(0.0, 1.0)] * 2
     data: list[Figure] = []
     annotations: list[Figure] = []
-    figure_layout = layout(130 + 62 * len(results.policies), hovermode="closest", showlegend=False)
+    figure_layout = layout((1 + stacked) * height, hovermode="closest", showlegend=False)
     for number, (metric, title) in enumerate(panels):
         x_name, y_name = axis_name("x", number), axis_name("y", number)
         chances: list[list[float | None]] = []
@@ -177,12 +182,19 @@ def pairwise(results: Results) -> Figure:
             chances.append(line)
         data.append(_heatmap(results, chances, x_name, y_name))
         figure_layout[axis_name("x", number, long=True)] = axis(
-            "compared with", domain=domains[number], ticks="", showgrid=False
+            "compared with", domain=across[number], anchor=y_name, ticks="", showgrid=False
         )
         figure_layout[axis_name("y", number, long=True)] = axis(
-            anchor=x_name, autorange="reversed", ticks="", showgrid=False, automargin=True
+            domain=down[number],
+            anchor=x_name,
+            autorange="reversed",
+            ticks="",
+            showgrid=False,
+            automargin=True,
         )
-        annotations.append(panel_title(f"Row is better {title}", domains[number][0], 1.02))
+        annotations.append(
+            panel_title(f"Row is better {title}", across[number][0], down[number][1])
+        )
     figure_layout["annotations"] = annotations
     return {"data": data, "layout": figure_layout}
 
@@ -217,15 +229,10 @@ def _duel(results: Results, row: str, column: str, metric: str) -> tuple[float |
     if chance.runs == 0:
         return None, ""
     shares = METRICS[metric].unit == "%"
-    scale, unit = (100.0, " pp") if shares else (1.0, "")
-    sign = "" if shares else "$"
-
-    def amount(x: float) -> str:
-        return f"{'+' if x >= 0 else '-'}{sign}{abs(scale * x):.1f}"
-
-    text = f"<b>{chance.value:.2f}</b><br>{amount(gap.value)}{unit}"
+    scale, unit = (100.0, "pp") if shares else (1.0, "$")
+    text = f"<b>{chance.value:.2f}</b><br>{scale * gap.value:+.1f} {unit}"
     if not np.isnan(gap.low):
-        text += f"<br>[{amount(gap.low)}, {amount(gap.high)}]"
+        text += f"<br>[{scale * gap.low:+.1f}, {scale * gap.high:+.1f}]"
     return chance.value, text
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agents.evaluate.figures import Figure, axis_name, columns, rows
 from agents.evaluate.store import CellData
@@ -50,7 +51,7 @@ def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str
     data: list[Figure] = []
     figure_layout = layout(170 + 170 * len(classes))
     first = next(iter(cells.values()))
-    t = [x / scale for x in first[0]["curves"]["t_s"]]
+    t = _rounded(np.array(first[0]["curves"]["t_s"]) / scale, 3)
     annotations = [panel_title("offered load, requests per second", 0, domains[0][1] + 0.004)]
     for index, slo_class in enumerate(classes):
         data.append(_load_area(first, index, slo_class.name, t, len(classes)))
@@ -132,14 +133,18 @@ def gpus_against_budget(cells: Cells, spec: ClusterSpec) -> Figure:
     figure_layout = layout(130 + 135 * len(cells))
     for row, (policy, mine) in enumerate(cells.items()):
         shown = mine[0]["curves"]
-        t = [x / scale for x in shown["timeline_t_s"]]
+        t = np.array(shown["timeline_t_s"]) / scale
+        held = np.array(shown["gpus"])
         for column, gpu_type in enumerate(types):
             number = row * len(types) + column
             x_name, y_name = axis_name("x", number), axis_name("y", number)
             allowed = shown["budget"].get(gpu_type, spec.budget.gpus[gpu_type])
             members = [i for i in order if spec.pools[i].gpu_type == gpu_type]
+            kept = _changes(held[members])
             for pool in members:
-                data.append(_pool_area(spec, pool, colours[pool], t, shown, row, x_name, y_name))
+                area = _pool_area(spec.pools[pool].name, colours[pool], x_name, y_name)
+                area |= {"x": _rounded(t[kept], 3), "y": held[pool, kept].tolist()}
+                data.append(area | {"showlegend": row == 0})
             shapes.append(_budget_line(allowed, x_name, y_name))
             last = row == len(cells) - 1
             figure_layout[axis_name("x", number, long=True)] = axis(
@@ -159,26 +164,14 @@ def gpus_against_budget(cells: Cells, spec: ClusterSpec) -> Figure:
     return {"data": data, "layout": figure_layout}
 
 
-def _pool_area(
-    spec: ClusterSpec,
-    pool: int,
-    colour: str,
-    t: list[float],
-    shown: dict[str, Any],
-    row: int,
-    x_name: str,
-    y_name: str,
-) -> Figure:
-    name = spec.pools[pool].name
+def _pool_area(name: str, colour: str, x_name: str, y_name: str) -> Figure:
+    """A stacked step area without its points."""
     return {
         "type": "scatter",
         "mode": "lines",
         "name": name,
         "legendgroup": name,
-        "showlegend": row == 0,
         "stackgroup": f"{x_name}{y_name}",
-        "x": t,
-        "y": shown["gpus"][pool],
         "line": {"width": 0.6, "color": colour, "shape": "hv"},
         "fillcolor": colour,
         "xaxis": x_name,
@@ -217,7 +210,9 @@ def replicas_by_pool(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -
         column, row = number % wide, number // wide
         for policy, mine in cells.items():
             shown = mine[0]["curves"]
-            t, ready = _steps(shown["timeline_t_s"], shown["ready"][pool])
+            ready = np.array(shown["ready"][pool])
+            kept = _changes(ready[None, :])
+            t = np.array(shown["timeline_t_s"])[kept] / scale
             data.append(
                 {
                     "type": "scatter",
@@ -225,8 +220,8 @@ def replicas_by_pool(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -
                     "name": policy,
                     "legendgroup": policy,
                     "showlegend": number == 0,
-                    "x": [x / scale for x in t],
-                    "y": ready,
+                    "x": _rounded(t, 3),
+                    "y": ready[kept].tolist(),
                     "line": {"color": colours[policy], "width": 1.8, "shape": "hv"},
                     "xaxis": x_name,
                     "yaxis": y_name,
@@ -331,12 +326,11 @@ def _pooled_cdf(cells: list[CellData], key: str, index: int) -> tuple[list[float
     return _rounded(grid, 3), _rounded(100.0 * np.asarray(total) / len(cells), 2)
 
 
-def _steps(t: list[float], values: list[int]) -> tuple[list[float], list[int]]:
-    """Only the points at which a step function changes, and its ends."""
-    level = np.array(values)
-    keep = np.ones(level.size, dtype=np.bool_)
-    keep[1:-1] = level[1:-1] != level[:-2]
-    return [x for x, k in zip(t, keep, strict=True) if k], level[keep].tolist()
+def _changes(levels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Samples at which any of several step functions [functions][samples] changes, and the ends."""
+    keep = np.ones(levels.shape[1], dtype=np.bool_)
+    keep[1:-1] = (levels[:, 1:-1] != levels[:, :-2]).any(axis=0)
+    return np.flatnonzero(keep)
 
 
 def _uneven_rows(weights: Sequence[float]) -> list[tuple[float, float]]:

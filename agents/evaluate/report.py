@@ -23,9 +23,11 @@ from agents.evaluate.statistics import Estimate
 from agents.evaluate.store import write_atomically
 from agents.evaluate.summary import (
     HEADLINE,
+    Line,
     Results,
     best_index,
     columns_of,
+    comparison_lines,
     interval_text,
     metric_of,
 )
@@ -159,17 +161,6 @@ def _overlap(a: Estimate, b: Estimate) -> bool:
     return a.low <= b.high and b.low <= a.high
 
 
-def _line(results: Results, name: str, of_class: str) -> list[TableCell]:
-    """One metric for every policy."""
-    metric = metric_of(name)
-    found = [results.estimate(p, name, of_class=of_class) for p in results.policies]
-    best = best_index(metric, found)
-    return [
-        TableCell(metric.format(one.value), interval_text(metric, one), index == best)
-        for index, one in enumerate(found)
-    ]
-
-
 def _headline_table(results: Results) -> list[tuple[str, str, list[TableCell]]]:
     """Rows (label, help, cells) of the table on top."""
     extra = ("prefix_hit_rate", "recovery_s", "unfinished", "rejected")
@@ -178,13 +169,23 @@ def _headline_table(results: Results) -> list[tuple[str, str, list[TableCell]]]:
     at = names.index("gpu_hours") + 1
     names[at:at] = per_type
     names[-1:-1] = extra
-    return [(metric_of(n).label, metric_of(n).help, _line(results, n, ALL_CLASSES)) for n in names]
+    return [_printed(line) for line in comparison_lines(results, names)]
 
 
 def _class_table(results: Results, of_class: str) -> list[tuple[str, str, list[TableCell]]]:
     return [
-        (metric_of(n).label, metric_of(n).help, _line(results, n, of_class)) for n in _CLASS_METRICS
+        _printed(Line(METRICS[n].label, METRICS[n], results.all_estimates(n, of_class=of_class)))
+        for n in _CLASS_METRICS
     ]
+
+
+def _printed(line: Line) -> tuple[str, str, list[TableCell]]:
+    best = best_index(line.metric, line.found)
+    cells = [
+        TableCell(line.metric.format(one.value), interval_text(line.metric, one), index == best)
+        for index, one in enumerate(line.found)
+    ]
+    return line.label, line.metric.help, cells
 
 
 def _workload_sections(config: EvaluationConfig, results: Results) -> list[dict[str, Any]]:
@@ -210,7 +211,6 @@ def _all_figures(config: EvaluationConfig, results: Results) -> dict[str, figure
     colours = policy_colours(results.policies)
     found = {
         "intervals": figures.attainment_intervals(results),
-        "cost": figures.cost_against_attainment(results),
         "actions": figures.actions(results),
     }
     if len(results.policies) > 1:
@@ -221,6 +221,7 @@ def _all_figures(config: EvaluationConfig, results: Results) -> dict[str, figure
             continue
         spec = config.spec
         found |= {
+            f"w{index}-cost": figures.cost_against_attainment(results, workload.label),
             f"w{index}-attainment": figures_time.attainment_over_time(cells, spec, colours),
             f"w{index}-gpus": figures_time.gpus_against_budget(cells, spec),
             f"w{index}-replicas": figures_time.replicas_by_pool(cells, spec, colours),

@@ -32,6 +32,8 @@ HEADLINE = (
     "budget_violations",
 )
 
+_LONGEST_NAME = 22  # of a trace file in a table
+
 
 @dataclass(frozen=True)
 class Results:
@@ -67,6 +69,24 @@ class Results:
     ) -> Estimate:
         """IQM of a metric over all runs of a policy, with its interval."""
         return estimate(self.scores(policy, metric, of_class=of_class, workload=workload))
+
+    def all_estimates(
+        self, metric: str, *, of_class: str = ALL_CLASSES, workload: str | None = None
+    ) -> list[Estimate]:
+        """The estimate of every policy."""
+        return [
+            self.estimate(policy, metric, of_class=of_class, workload=workload)
+            for policy in self.policies
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a comparison: a metric, and its estimate for every policy."""
+
+    label: str
+    metric: Metric
+    found: Sequence[Estimate]
 
 
 def collect(
@@ -139,36 +159,72 @@ def interval_text(metric: Metric, found: Estimate) -> str:
     return f"{metric.number(found.low)} to {metric.number(found.high)}"
 
 
-def terminal_table(results: Results) -> Table:
-    """The comparison for the terminal: metrics down, policies across, best in bold."""
+def comparison_lines(results: Results, names: Sequence[str]) -> list[Line]:
+    """Lines of a comparison: metrics of all runs, then attainment split by class and workload."""
+    lines = [Line(metric_of(n).label, metric_of(n), results.all_estimates(n)) for n in names]
+    split = METRICS["attainment"]
+    parts = [
+        Line(f"  {name}", split, results.all_estimates("attainment", of_class=name))
+        for name in results.classes
+    ]
+    if len(results.workloads) > 1:
+        parts += [
+            Line(
+                f"  on {_shortened(name)}",
+                split,
+                results.all_estimates("attainment", workload=name),
+            )
+            for name in results.workloads
+        ]
+    at = list(names).index("attainment") + 1
+    return [*lines[:at], *parts, *lines[at:]]
+
+
+def terminal_table(results: Results, width: int) -> Table:
+    """The comparison for the terminal: metrics down, policies across, best in bold.
+
+    Args:
+        results: the runs.
+        width: of the terminal; intervals are left out where they do not fit.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    runs = max(results.estimate(p, "attainment").runs for p in results.policies)
+    lines = comparison_lines(results, HEADLINE)
+    intervals = [[_short_interval(line.metric, one) for one in line.found] for line in lines]
+    longest = max((len(text) for row in intervals for text in row), default=0)
+    labels = [line.label + (f", {line.metric.unit}" if line.metric.unit else "") for line in lines]
+    columns = [max(len(policy), longest) for policy in results.policies]
+    fits = max(map(len, labels)) + sum(columns) + 3 * (len(columns) + 1) <= width
+    runs = max(one.runs for one in lines[0].found)
+    where = "below" if fits else "in summary.csv and in the report"
+    title = f"IQM over {runs} run{'s' if runs > 1 else ''} per policy"
     table = Table(
-        title=f"IQM over {runs} runs per policy, 95 % interval below",
+        title=title + (f"; 95 % intervals {where}" if runs > 1 else ""),
         title_style="",
-        box=SIMPLE_HEAD,
         title_justify="left",
+        box=SIMPLE_HEAD,
     )
     table.add_column("", no_wrap=True)
     for policy in results.policies:
         table.add_column(policy, justify="right")
-    lines = [(METRICS[name], ALL_CLASSES) for name in HEADLINE]
-    lines[2:2] = [(METRICS["attainment"], name) for name in results.classes]
-    for metric, of_class in lines:
-        found = [results.estimate(p, metric.name, of_class=of_class) for p in results.policies]
-        best = best_index(metric, found)
-        unit = f", {metric.unit}" if metric.unit else ""
-        label = f"{metric.label}{unit}" if of_class == ALL_CLASSES else f"  {of_class}"
+    for label, line, row in zip(labels, lines, intervals, strict=True):
+        best = best_index(line.metric, line.found)
         cells = []
-        for index, one in enumerate(found):
-            text = metric.number(one.value)
+        for index, one in enumerate(line.found):
+            text = line.metric.number(one.value)
             text = f"[bold green]{text}[/]" if index == best else text
-            interval = interval_text(metric, one).replace(" to ", "..")
-            cells.append(f"{text}\n[dim]{interval}[/]" if interval else text)
+            cells.append(f"{text}\n[dim]{row[index]}[/]" if fits and row[index] else text)
         table.add_row(label, *cells)
     return table
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+
+
+def _short_interval(metric: Metric, found: Estimate) -> str:
+    return interval_text(metric, found).replace(" to ", "..")
 
 
 def best_index(metric: Metric, found: Sequence[Estimate]) -> int | None:

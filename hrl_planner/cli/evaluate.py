@@ -164,7 +164,7 @@ def _print(done: Evaluation) -> None:
 
     console = Console()
     if done.results is not None:
-        console.print(terminal_table(done.results))
+        console.print(terminal_table(done.results, console.width))
     for failure in done.failures:
         message = failure.message.splitlines()[0] if failure.message else ""
         console.print(f"[red]failed[/] {escape(str(failure.cell))}: {escape(message)}")
