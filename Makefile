@@ -50,7 +50,7 @@ format: $(VENV)/.stamp-dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.stamp-dev
-	$(BIN)/python -m benchmarks.bench_sim
+	$(BIN)/python -m benchmarks.bench
 
 bench-dynamo: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks.bench_dynamo
