@@ -66,18 +66,19 @@ def one_stream(
 def diurnal_mix(spec: ClusterSpec, seed: int, duration_s: float, load: float) -> ScenarioCase:
     """A whole day compressed into the duration; every class has its own hours."""
     mix = default_mix(spec)
-    # Of what the budget carries at best. The peaks of the classes do not coincide; where those of
-    # the first two overlap, and on bursts, it is not enough for all.
-    peak = 1.15 * sustainable_rps(spec, mix) * load
-    hours = (0.50, 0.66, 0.90, 0.42)
-    bumps = curves.bursts(1.0, 1.5, duration_s, seed=seed, mean_quiet_s=300, mean_burst_s=40)
+    # In parts of what the budget carries when the mix is the average one at all hours. Peaks of
+    # one class come while others are quiet: enough for all if GPUs follow, short if they stay.
+    peak = 1.25 * sustainable_rps(spec, mix) * load
+    hours = (0.42, 0.76, 0.94, 0.34)
+    heights = (1.0, 1.5, 1.5, 1.0)
+    bumps = curves.bursts(1.0, 1.4, duration_s, seed=seed, mean_quiet_s=300, mean_burst_s=40)
     plays = []
     for number, stream in enumerate(mix):
         day = curves.diurnal(
-            peak * stream.share,
+            peak * heights[number % len(heights)] * stream.share,
             duration_s,
             day_s=duration_s,
-            trough=0.2,
+            trough=0.12,
             peak_at=hours[number % len(hours)],
         )
         plays.append(curves.product(day, bumps) if number == 0 else day)
