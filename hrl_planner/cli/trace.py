@@ -227,8 +227,8 @@ def _print_statistics(trace: Trace) -> None:
     bars = "".join(_BARS[round(float(r) / top * (len(_BARS) - 1))] for r in stats.rates_rps)
     console.print(f"rate  {bars}", highlight=False)
     console.print(
-        f"      mean {stats.rate_rps:.3g}/s, peak {stats.peak_rps:.3g}/s in {stats.window_s:.3g} s; "
-        f"dispersion {stats.dispersion:.2f} (Poisson: 1)"
+        f"      mean {stats.rate_rps:.3g}/s, peak {stats.peak_rps:.3g}/s in "
+        f"{stats.window_s:.3g} s; dispersion {stats.dispersion:.2f} (Poisson: 1)"
     )
     table = Table(box=None, header_style="bold")
     table.add_column("tokens")
