@@ -145,6 +145,12 @@ def test_lp_goes_to_the_floor_without_traffic() -> None:
     np.testing.assert_array_equal(plan.replicas, [pool.min_replicas for pool in SPEC.pools])
 
 
+def test_lp_releases_nothing_on_the_first_half_empty_windows() -> None:
+    policy = planner()
+    early = policy.decide(busy(10.0, rate=0.1)).replicas
+    assert np.all(early >= INITIAL)
+
+
 def test_lp_stops_asking_for_gpus_that_stay_pending() -> None:
     policy = planner()
     seen = busy(10.0, rate=60.0)

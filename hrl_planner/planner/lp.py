@@ -106,7 +106,10 @@ class FluidPlanner:
         self._blind = np.array(sorted(context.blind_pools), np.int64)
         self._rule = RulePolicy()
         self._rule.reset(context)
-        self._known_s = 0.0
+        self._known_s = np.nan
+        self._settled_s = np.nan
+        # The first windows are half empty: too little to release a replica on.
+        self._settle_s = 2.0 * spec.intervals.window_s
         self._mean_plan: FloatArray | None = None
         n_types = self._arrays.type_budget.size
         self._pending_since_s = np.full(n_types, np.inf)
@@ -127,11 +130,14 @@ class FluidPlanner:
         """Return replicas wished for (whole, not yet within the budget), flows, and why."""
         if not self._ready:
             raise PolicyError(f"policy {self.name}: decide before reset")
+        if np.isnan(self._known_s):
+            self._known_s = observation.now_s
+            self._settled_s = observation.now_s + self._settle_s
         current = _targets(observation)
         self._weights = np.ones(current.size)
         demand = self._demand.estimate(observation)
         blackout = np.all(np.isnan(observation.pool_field("arrivals_rps")))
-        if np.any(np.isnan(demand.now)) or (blackout and observation.now_s > 0.0):
+        if np.any(np.isnan(demand.now)) or blackout:
             return self._hold(observation, current)
         self._known_s = observation.now_s
         best = self._allocate(observation, demand, current)
@@ -180,6 +186,9 @@ class FluidPlanner:
         )
         if needed is not None:
             kept = np.minimum(np.ceil(needed.replicas - self._round_up), current)
+            if observation.now_s < self._settled_s:
+                starting = observation.pool_field("starting")
+                kept = np.minimum(ready + starting, current)
             low = np.clip(kept, low, high)
         tightest = None
         best = None
