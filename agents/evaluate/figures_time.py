@@ -30,7 +30,7 @@ Cells = dict[str, list[CellData]]
 
 # Bins with few requests would jump between 0 and 100 %; they are pooled with their neighbours.
 _SMOOTHING_BINS = 3
-_CDF_POINTS = 120
+_CDF_POINTS = 90
 
 
 def by_policy(cells: Sequence[CellData], policies: Sequence[str], workload: str) -> Cells:
@@ -51,10 +51,12 @@ def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str
     data: list[Figure] = []
     figure_layout = layout(170 + 170 * len(classes))
     first = next(iter(cells.values()))
-    t = _rounded(np.array(first[0]["curves"]["t_s"]) / scale, 3)
+    bin_centres = first[0]["curves"]["t_s"]
+    # Evenly spaced: two numbers instead of a column per line.
+    t = {"x0": bin_centres[0] / scale, "dx": (bin_centres[1] - bin_centres[0]) / scale}
     annotations = [panel_title("offered load, requests per second", 0, domains[0][1] + 0.004)]
     for index, slo_class in enumerate(classes):
-        data.append(_load_area(first, index, slo_class.name, t, len(classes)))
+        data.append(_load_area(first, index, slo_class.name, len(classes)) | t)
         annotations.append(panel_title(
             f"{slo_class.name}: requests within TTFT {slo_class.ttft_ms:g} ms and "
             f"ITL {slo_class.itl_ms:g} ms", 0, domains[index + 1][1] + 0.004,
@@ -67,7 +69,6 @@ def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str
                     "name": policy,
                     "legendgroup": policy,
                     "showlegend": index == 0,
-                    "x": t,
                     "y": _share(mine, index),
                     "line": {"color": colours[policy], "width": 1.9},
                     "connectgaps": True,
@@ -75,6 +76,7 @@ def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str
                     "yaxis": axis_name("y", index + 1),
                     "hovertemplate": "%{y:.1f} %",
                 }
+                | t
             )
         figure_layout[axis_name("y", index + 1, long=True)] = axis(
             domain=domains[index + 1], range=[-3, 103], ticksuffix=" %", nticks=5
@@ -87,9 +89,7 @@ def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str
     return {"data": data, "layout": figure_layout}
 
 
-def _load_area(
-    cells: list[CellData], index: int, name: str, t: list[float], classes: int
-) -> Figure:
+def _load_area(cells: list[CellData], index: int, name: str, classes: int) -> Figure:
     """Mean offered rate of one class over seeds, stacked in greys."""
     rates = [np.array(c["curves"]["offered"][index]) / c["curves"]["bin_s"] for c in cells]
     shade = 0.65 - 0.45 * index / max(1, classes - 1)
@@ -98,7 +98,6 @@ def _load_area(
         "mode": "lines",
         "name": name,
         "stackgroup": "load",
-        "x": t,
         "y": _rounded(np.mean(rates, axis=0), 3),
         "line": {"width": 0},
         "fillcolor": rgba("#4a5764", shade),
@@ -117,7 +116,7 @@ def _share(cells: list[CellData], index: int) -> list[float | None]:
     near_offered = np.convolve(offered, window, mode="same")
     near_attained = np.convolve(attained, window, mode="same")
     return [
-        round(100.0 * a / o, 2) if o > 0 else None
+        round(100.0 * a / o, 1) if o > 0 else None
         for a, o in zip(near_attained.tolist(), near_offered.tolist(), strict=True)
     ]
 
@@ -323,7 +322,8 @@ def _pooled_cdf(cells: list[CellData], key: str, index: int) -> tuple[list[float
     high = max(values[-1] for values, _ in curves)
     grid = np.geomspace(low, high, _CDF_POINTS)
     total = sum(np.interp(grid, values, shares, left=0.0) for values, shares in curves)
-    return _rounded(grid, 3), _rounded(100.0 * np.asarray(total) / len(cells), 2)
+    shown = [float(f"{x:.4g}") for x in grid]
+    return shown, _rounded(100.0 * np.asarray(total) / len(cells), 1)
 
 
 def _changes(levels: NDArray[np.int64]) -> NDArray[np.int64]:

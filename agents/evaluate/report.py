@@ -47,6 +47,7 @@ _CLASS_METRICS = (
     "unfinished",
     "rejected",
 )
+_MOST_NAMED = 3  # workloads in the title
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,10 @@ def _texts(
     spec = config.spec
     violations = results.frame.loc[results.frame["class"] == ALL_CLASSES, "budget_violations"]
     budget = ", ".join(f"{n} {gpu_type}" for gpu_type, n in sorted(spec.budget.gpus.items()))
+    few = len(results.workloads) <= _MOST_NAMED
+    on = ", ".join(results.workloads) if few else f"{len(results.workloads)} workloads"
     return {
-        "title": f"{spec.name}: {', '.join(results.workloads)}",
+        "title": f"{spec.name}: {on}",
         "spec": spec,
         "budget": budget,
         "policies": policy_colours(results.policies),
