@@ -26,6 +26,7 @@ from hrl_planner.planner.rule import RulePolicy
 
 _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
 _PENDING_RETRY_S = 300.0
+_FEW = 3  # replicas of a pool that the first solve assumes at least
 _LEAST_WORTH = 0.25  # of the planned demand, where next to nothing arrives now
 
 
@@ -127,7 +128,7 @@ class FluidPlanner:
         return Plan(replicas, flows, reason=reason)
 
     def desire(self, observation: ClusterObservation) -> tuple[FloatArray, FloatArray | None, str]:
-        """Return replicas wished for (whole, not yet within the budget), flows, and why."""
+        """Return replicas wished for (not yet within the budget), flows, and why."""
         if not self._ready:
             raise PolicyError(f"policy {self.name}: decide before reset")
         if np.isnan(self._known_s):
@@ -144,6 +145,8 @@ class FluidPlanner:
         if best is None:
             return current.astype(np.float64), None, "lp: no solution, hold"
         whole = np.ceil(best.replicas - self._round_up)
+        if not self._arrays.fits(whole.astype(np.int64)):
+            whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
         self._weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
         flows = self._route(observation, demand)
         reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
@@ -172,7 +175,9 @@ class FluidPlanner:
         What serves now is needed until its replacement does: replicas that carry the present
         demand stay, and only GPUs beyond them move.
         """
-        live = np.maximum(current.astype(np.float64), 1.0)
+        # Replicas that share a queue carry more each, which the LP cannot see coming: the first
+        # solve assumes a few everywhere, the second what the first came to.
+        servers = np.minimum(np.maximum(current, _FEW), self._arrays.maximum).astype(np.float64)
         low = self._arrays.minimum.astype(np.float64)
         high = self._arrays.maximum.astype(np.float64)
         if self._blind.size:
@@ -193,7 +198,7 @@ class FluidPlanner:
         tightest = None
         best = None
         for _ in range(2):
-            cap, share = self._capacity(demand.load, live, tightest)
+            cap, share = self._capacity(demand.load, servers, tightest)
             best = self._flow.solve(
                 demand.planned,
                 cap,
@@ -207,6 +212,7 @@ class FluidPlanner:
             if best is None:
                 return None
             tightest = self._tightest(best.flows, cap)
+            servers = np.maximum(np.ceil(best.replicas - self._round_up), 1.0)
         return best
 
     def _route(self, observation: ClusterObservation, demand: Demand) -> FloatArray | None:
