@@ -75,6 +75,7 @@ def build_cluster(
         lifetime_s=lifetime_draws(spec, seed),
         flows=np.zeros((n_classes, n_pools)),
         served=np.zeros((n_classes, n_pools)),
+        guard_s=np.full((n_classes, n_pools), np.inf),
         ratio=np.zeros(n_pools),
         candidate=np.zeros(n_pools, np.int64),
         overlap=np.zeros(n_slots, np.int64),

@@ -22,6 +22,7 @@ from envs.kernel.observe import observe
 from hrl_planner.errors import TraceError
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
 from hrl_planner.planner.policy import Plan
+from hrl_planner.routing import guards_s
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.classes import assign_classes
 from hrl_planner.workload.events import ClusterEvent
@@ -153,7 +154,7 @@ class Simulation:
             if event.t_s > t_s:
                 break
             loop.advance(self.cluster, max(event.t_s, self.now_s))
-            self._happen(event)
+            self.happen(event)
             self._next_event += 1
         loop.advance(self.cluster, max(float(t_s), self.now_s))
 
@@ -172,8 +173,10 @@ class Simulation:
         quotas = targets if plan.quotas is None else plan.quotas
         self.cluster.pools["quota"] = quotas
         if plan.flows is not None:
+            classes = self.cluster.classes
             self.cluster.flows[:] = plan.flows
             self.cluster.served[:] = 0.0
+            self.cluster.guard_s[:] = guards_s(plan.flows, classes["ttft_s"], classes["value"])
         lifecycle.set_targets(self.cluster, targets, self.now_s)
 
     def finish(self, grace_s: float = 300.0) -> None:
@@ -218,7 +221,8 @@ class Simulation:
             timeline[name] = cluster.samples[:n, :, column]
         return timeline
 
-    def _happen(self, event: ClusterEvent) -> None:
+    def happen(self, event: ClusterEvent) -> None:
+        """Carry out an event now."""
         cluster = self.cluster
         pool = None if event.pool is None else self.spec.pool_index(event.pool)
         if event.kind == "set_replicas" and pool is not None:

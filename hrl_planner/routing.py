@@ -65,6 +65,9 @@ ROUTER_KINDS = {
 # prediction knows neither later arrivals nor the batch they join.
 SLO_MARGIN = 0.8
 
+# Share of a class's flow below which a pool is not kept for it.
+_FLOW_TO_SPEAK_OF = 0.01
+
 NOBODY = -1
 REJECT = -2
 
@@ -341,6 +344,7 @@ def prefill_ratios(
     request_blocks: int,
     ttft_left_s: float,
     itl_s: float,
+    guard_s: Float64Array,
     ratio: Float64Array,
     candidate: NDArray[np.int64],
 ) -> None:
@@ -358,6 +362,7 @@ def prefill_ratios(
         request_blocks: KV blocks of prompt and output together.
         ttft_left_s: TTFT target less the time since arrival.
         itl_s: ITL target; an aggregated pool must keep both.
+        guard_s: tightest TTFT target each pool is kept for, see `guards_s`, shape (P,).
         ratio: written, infinite where the pool cannot take the request now.
         candidate: written, the worker or NOBODY.
     """
@@ -384,7 +389,7 @@ def prefill_ratios(
             isl_tokens,
             overlap_tokens[worker],
             transfer_s,
-            ttft_left_s,
+            min(ttft_left_s, guard_s[index]),
         )
         if pool.role == AGGREGATED:
             ratio[index] = max(
@@ -401,6 +406,23 @@ def prefill_ratios(
                     itl_s,
                 ),
             )
+
+
+def guards_s(flows: Float64Array, ttft_s: Float64Array, value: Float64Array) -> Float64Array:
+    """Return the TTFT target that each class must keep every pool below, shape (C, P).
+
+    A pool the planner gives to a class is filled by less valuable ones only as far as that class's
+    target allows, however patient they are; without it a queue of patient requests would lock the
+    others out. Infinite where nothing more valuable has flow to speak of.
+
+    Args:
+        flows: the planner's class-to-pool weights, shape (C, P).
+        ttft_s: TTFT targets, shape (C,).
+        value: value of a request, shape (C,).
+    """
+    uses = flows > _FLOW_TO_SPEAK_OF * flows.sum(axis=1, keepdims=True)
+    target = np.where(uses, ttft_s[:, None], np.inf)
+    return np.array([target[value > own].min(axis=0, initial=np.inf) for own in value])
 
 
 @lean
@@ -437,3 +459,19 @@ def decode_ratios(
             pool.max_num_seqs,
             itl_s,
         )
+
+
+@lean
+def hopeless(prefill: float, decode: Float64Array, shed_above: float) -> bool:
+    """Tell whether a request is shed: its latency is predicted that many times over its target.
+
+    Args:
+        prefill: ratio of the pool picked for its prompt.
+        decode: ratios of the decode pools, infinite for those that take nothing now; all infinite
+            says nothing, the request may well find a worker later.
+        shed_above: the class's limit.
+    """
+    least = np.inf
+    for index in range(decode.size):
+        least = min(least, decode[index])
+    return bool(prefill > shed_above or (least < np.inf and least > shed_above))

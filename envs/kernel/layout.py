@@ -255,6 +255,7 @@ class Cluster(NamedTuple):
         lifetime_s: time to failure draws, (P, draws).
         flows: the planner's class-to-pool weights, (C, P).
         served: requests per class and pool since the flows were set, (C, P).
+        guard_s: TTFT targets the pools are kept for, see `routing.guards_s`, (C, P).
         ratio: scratch, (P,).
         candidate: scratch, (P,).
         scratch: scratch, (N,).
@@ -290,6 +291,7 @@ class Cluster(NamedTuple):
     lifetime_s: NDArray[np.float64]
     flows: NDArray[np.float64]
     served: NDArray[np.float64]
+    guard_s: NDArray[np.float64]
     ratio: NDArray[np.float64]
     candidate: NDArray[np.int64]
     overlap: NDArray[np.int64]

@@ -7,9 +7,11 @@ is rejected.
 
 from __future__ import annotations
 
+import numpy as np
+
 from envs.kernel import metrics
 from envs.kernel.heaps import transfer_push
-from envs.kernel.layout import NONE, REJECTED, Cluster
+from envs.kernel.layout import NONE, PREFILL, REJECTED, Cluster
 from envs.kernel.prefix_cache import cached_blocks
 from envs.kernel.queues import as_index, hold_for_decode, hold_for_prefill
 from envs.kernel.worker import enqueue_prefill, step_ends_s
@@ -25,6 +27,7 @@ from hrl_planner.routing import (
     fits,
     fits_somewhere,
     grid_pool,
+    hopeless,
     pick_decode_worker,
     pick_least_loaded,
     pick_next,
@@ -87,6 +90,24 @@ def _by_grid(cluster: Cluster, request: int, decode: bool) -> int:
 
 
 @inlined
+def _rate_decode(cluster: Cluster, request: int) -> None:
+    """Write the decode pools' ratios and workers for a request into the scratch arrays."""
+    q = cluster.requests[request]
+    g = cluster.g[0]
+    decode_ratios(
+        cluster.pools,
+        cluster.surfaces,
+        cluster.table,
+        cluster.load,
+        g.block_tokens,
+        q.kv_blocks,
+        cluster.classes[q.class_id].itl_s,
+        cluster.ratio,
+        cluster.candidate,
+    )
+
+
+@inlined
 def _by_prefill_slo(cluster: Cluster, request: int, now_s: float, may_shed: bool) -> int:
     q = cluster.requests[request]
     g = cluster.g[0]
@@ -103,6 +124,7 @@ def _by_prefill_slo(cluster: Cluster, request: int, now_s: float, may_shed: bool
         q.kv_blocks,
         kind.ttft_s - (now_s - q.arrival_s),
         kind.itl_s,
+        cluster.guard_s[q.class_id],
         cluster.ratio,
         cluster.candidate,
     )
@@ -114,10 +136,17 @@ def _by_prefill_slo(cluster: Cluster, request: int, now_s: float, may_shed: bool
     )
     if index == NOBODY:
         return NOBODY
-    if may_shed and cluster.ratio[index] > kind.shed_above:
-        return REJECT
+    slot = int(cluster.candidate[index])
+    if may_shed and kind.shed_above < np.inf:
+        predicted = cluster.ratio[index]
+        if cluster.pools[index].role == PREFILL:
+            _rate_decode(cluster, request)
+        else:
+            cluster.ratio[:] = np.inf
+        if hopeless(predicted, cluster.ratio, kind.shed_above):
+            return REJECT
     cluster.served[q.class_id, index] += 1.0
-    return int(cluster.candidate[index])
+    return slot
 
 
 @inlined
@@ -168,17 +197,7 @@ def _pick_decode(cluster: Cluster, request: int) -> int:
         return int(worker)
     if g.router == STATIC_GRID:
         return _by_grid(cluster, request, True)
-    decode_ratios(
-        cluster.pools,
-        cluster.surfaces,
-        cluster.table,
-        cluster.load,
-        g.block_tokens,
-        q.kv_blocks,
-        cluster.classes[q.class_id].itl_s,
-        cluster.ratio,
-        cluster.candidate,
-    )
+    _rate_decode(cluster, request)
     index = pick_pool(
         cluster.ratio,
         cluster.flows[q.class_id],

@@ -150,18 +150,41 @@ class Router:
             request.kv_blocks,
             slo.ttft_ms * 1e-3 - (self.simulation.now_s - request.arrival_s),
             slo.itl_ms * 1e-3,
+            self._guards()[request.class_id],
             ratio,
             candidate,
         )
         index = self._pick_pool(request, ratio)
         if index < 0:
             return routing.NOBODY
-        if fresh and slo.shed_above is not None and ratio[index] > slo.shed_above:
-            return routing.REJECT
+        if fresh and slo.shed_above is not None:
+            later = np.full(len(self.pools), np.inf)
+            if self.pools[index]["role"] == routing.PREFILL:
+                later, _ = self._decode_ratios(request, load)
+            if routing.hopeless(ratio[index], later, slo.shed_above):
+                return routing.REJECT
         self.served[request.class_id, index] += 1.0
         return int(candidate[index])
 
+    def _guards(self) -> NDArray[np.float64]:
+        classes = self.simulation.spec.slo_classes
+        return routing.guards_s(
+            self.weights,
+            np.array([slo.ttft_ms for slo in classes]) * 1e-3,
+            np.array([slo.value for slo in classes]),
+        )
+
     def _decode_by_slo(self, request: Request, load: NDArray[Any]) -> int:
+        ratio, candidate = self._decode_ratios(request, load)
+        index = self._pick_pool(request, ratio)
+        if index < 0:
+            return routing.NOBODY
+        self.served[request.class_id, index] += 1.0
+        return int(candidate[index])
+
+    def _decode_ratios(
+        self, request: Request, load: NDArray[Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         spec = self.simulation.spec
         ratio = np.empty(len(self.pools))
         candidate = np.empty(len(self.pools), np.int64)
@@ -176,11 +199,7 @@ class Router:
             ratio,
             candidate,
         )
-        index = self._pick_pool(request, ratio)
-        if index < 0:
-            return routing.NOBODY
-        self.served[request.class_id, index] += 1.0
-        return int(candidate[index])
+        return ratio, candidate
 
     def _pick_pool(self, request: Request, ratio: NDArray[np.float64]) -> int:
         return routing.pick_pool(

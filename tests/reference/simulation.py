@@ -1,7 +1,8 @@
 """The cluster as a heap of events, as plain as it can be written.
 
-Events at equal times happen in this order: what workers do (a step ends, a replica is ready; lowest
-slot first), KV caches that reach their decode worker, requests that arrive, events of the scenario.
+Events at equal times happen in this order: KV caches that reach their decode worker, requests that
+arrive, what workers do (a step starts or ends, a replica is ready or dies; lowest slot first), and
+events of the scenario: whatever arrives at a moment is queued when a worker looks at its queues.
 Nothing is leapt over: every decode iteration of every worker is an event of its own.
 """
 
