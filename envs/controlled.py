@@ -1,0 +1,254 @@
+"""Episodes under control: what the single environments and the batched one have in common.
+
+`Episodes` holds n places. In each runs one episode: a simulation, its `Control`, and the planner
+without learning (`prior`) that an agent's actions are relative to. A *level* says what an agent
+decides: it turns an action into quotas or replicas of one episode (`Level.command`). One step of
+all places is: command, let time pass (compiled, with the scenario's events in between), observe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs import book as books
+from envs.control import ALL_POOLS, BY_RULE, Control, make_control
+from envs.episodes import Episode, EpisodeOptions, make_episode
+from envs.kernel import lifecycle
+from envs.reward import TERMS, reward_scales
+from envs.simulation import Simulation
+from envs.spaces import POOL_COLUMNS, Layout
+from hrl_planner.budget import BudgetArrays, project
+from hrl_planner.features import POOL_FEATURES
+from hrl_planner.observation import ClusterObservation
+from hrl_planner.planner.loop import current_targets
+from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext, Policy
+from hrl_planner.planner.registry import make_policy
+from hrl_planner.spec import ClusterSpec
+
+_PLAN = POOL_COLUMNS.index("plan")
+
+
+class Level(Protocol):
+    """What an agent decides, and how often."""
+
+    prior: str | None
+    one_pool: bool
+
+    def action_space(self, layout: Layout) -> spaces.Space[Any]:
+        """Return what actions look like."""
+
+    def step_s(self, spec: ClusterSpec) -> float:
+        """Return the time between two actions."""
+
+    def command(self, run: Run, action: Any) -> None:
+        """Put an action into effect on one episode."""
+
+
+class Run:
+    """One episode on its way.
+
+    Attributes:
+        episode: what is simulated.
+        simulation: the cluster.
+        control: its control arrays.
+        budget: its budget.
+        pool: index of the pool a local agent scales, or ALL_POOLS.
+        step_s: time between two actions.
+        plan: the prior's latest plan, None where there is no prior.
+        next_quotas_s: when a level that acts more often sets quotas again.
+        generator: for quotas drawn at random.
+    """
+
+    def __init__(
+        self, episode: Episode, level: Level, layout: Layout, generator: np.random.Generator
+    ) -> None:
+        """Start an episode."""
+        spec = episode.spec
+        layout.check(spec, level.one_pool)
+        self.episode = episode
+        self.pool = ALL_POOLS
+        if level.one_pool:
+            drawn = int(generator.integers(len(spec.pools)))
+            self.pool = drawn if episode.pool is None else spec.pool_index(episode.pool)
+        self.simulation = Simulation(
+            spec, episode.trace, seed=episode.seed, class_id=episode.class_id
+        )
+        self.step_s = level.step_s(spec)
+        self.end_s = episode.trace.duration_s
+        scales = reward_scales(spec, episode.class_id, self.end_s / self.step_s, self.step_s)
+        self.control: Control = make_control(
+            spec,
+            scales,
+            (layout.max_pools, layout.max_classes, layout.max_types),
+            pool=self.pool,
+            start_s=episode.start_s,
+            blind_pools=episode.blind_pools,
+        )
+        self.budget = BudgetArrays.from_spec(spec)
+        self._pending = sorted(episode.events, key=lambda event: event.t_s)
+        self._prior: Policy | None = None
+        self.plan: Plan | None = None
+        self._next_plan_s = 0.0
+        self.next_quotas_s = 0.0
+        self.generator = generator
+        if level.prior is not None:
+            self._prior = make_policy(level.prior)
+            self._prior.reset(
+                PlanContext(
+                    spec,
+                    seed=episode.seed,
+                    trace=episode.trace,
+                    class_id=episode.class_id,
+                    blind_pools=episode.blind_pools,
+                )
+            )
+
+    @property
+    def now_s(self) -> float:
+        """Simulated time."""
+        return self.simulation.now_s
+
+    def observation(self) -> ClusterObservation:
+        """Return the rows of the last look at the cluster."""
+        return ClusterObservation(
+            self.now_s, self.control.rows.copy(), self.control.class_rows.copy()
+        )
+
+    def replan(self, every_s: float) -> None:
+        """Ask the prior, if there is one and its answer is due."""
+        if self._prior is not None and self.now_s >= self._next_plan_s:
+            self.plan = self._prior.decide(self.observation())
+            self._next_plan_s = self.now_s + every_s
+
+    def set_quotas(self, desired: FloatArray, flows: FloatArray | None) -> IntArray:
+        """Project wishes onto the budget and make them the pools' quotas."""
+        current = current_targets(self.observation())
+        quotas = project(desired, current, self.budget)
+        self.control.quota[:] = quotas
+        if flows is not None:
+            self.simulation.set_flows(flows)
+        return quotas
+
+    def next_stop_s(self, until_s: float) -> float:
+        """Return how far the compiled loop may run: to the next event, at most `until_s`."""
+        return min(until_s, self._pending[0].t_s) if self._pending else until_s
+
+    def happen(self) -> None:
+        """Carry out the events whose time has come."""
+        while self._pending and self._pending[0].t_s <= self.now_s:
+            self.simulation.happen(self._pending.pop(0))
+
+
+class Episodes:
+    """A batch of episodes stepped together.
+
+    Args:
+        level: what the agents decide.
+        layout: size of the observation.
+        n: places.
+        parallel: step them over threads.
+    """
+
+    def __init__(self, level: Level, layout: Layout, n: int, parallel: bool) -> None:
+        """See the class."""
+        self.level = level
+        self.layout = layout
+        self._book = books.Book(n)
+        self.runs: list[Run] = []
+        self._places: list[Run | None] = [None] * n
+        self._advance = books.run_all if parallel else books.run_each
+        self._read = books.read_all if parallel else books.read_each
+
+    def start(
+        self, place: int, options: EpisodeOptions, generator: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Begin an episode in a place and return its first observation."""
+        run = Run(make_episode(options, generator), self.level, self.layout, generator)
+        run.happen()
+        self._places[place] = run
+        self._book.enter(place, run.simulation.cluster, run.control)
+        first: NDArray[np.float32] = self._look([place])[0]
+        return first
+
+    def run(self, place: int) -> Run:
+        """Return the episode in a place."""
+        run = self._places[place]
+        if run is None:
+            raise RuntimeError("reset the environment before its first step")
+        return run
+
+    def step(
+        self, actions: Sequence[Any] | NDArray[Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Let every place act; return fresh observations and the terms of the rewards."""
+        n = len(self._places)
+        runs = [self.run(place) for place in range(n)]
+        until_s = np.empty(n)
+        for place, run in enumerate(runs):
+            run.control.override[:] = BY_RULE
+            clock = run.control.clock[0]
+            clock["base_s"], clock["tick"] = run.now_s, 0
+            self.level.command(run, actions[place])
+            until_s[place] = min(run.now_s + run.step_s, run.end_s)
+        while True:
+            stops = np.array([run.next_stop_s(end) for run, end in zip(runs, until_s, strict=True)])
+            self._advance(self._book.addresses, stops)
+            for run in runs:
+                run.happen()
+            if np.all(stops >= until_s):
+                break
+        observations = self._look(range(n))
+        return observations, np.stack([run.control.terms for run in runs])
+
+    def _look(self, places: Sequence[int]) -> NDArray[np.float32]:
+        """Observe, and let the priors plan for what is seen."""
+        out = np.empty((len(places), self.layout.size), np.float32)
+        whole = len(places) == len(self._places)
+        addresses = self._book.addresses if whole else books.addresses_of(self._book, places)
+        self._read(addresses, out)
+        width = len(POOL_COLUMNS)
+        for row, place in enumerate(places):
+            run = self.run(place)
+            run.replan(run.episode.spec.intervals.global_s)
+            if run.plan is not None and run.pool == ALL_POOLS:
+                share = run.plan.replicas / np.maximum(run.budget.maximum, 1)
+                n_pools = share.size
+                out[row, _PLAN : n_pools * width : width] = share
+        return out
+
+
+def info_of(run: Run) -> dict[str, Any]:
+    """Return what people want to know of an episode so far; none of it is for the agent."""
+    spec, cluster = run.episode.spec, run.simulation.cluster
+    classes = cluster.classes
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kept = np.where(classes["offered"] > 0, classes["attained"] / classes["offered"], np.nan)
+    for index in range(len(spec.pools)):
+        lifecycle.meter(cluster, index, run.now_s)
+    info: dict[str, Any] = {
+        "time_s": run.now_s,
+        "episode_name": run.episode.name,
+        "attainment": dict(zip((c.name for c in spec.slo_classes), kept.tolist(), strict=True)),
+        "gpu_hours": float(cluster.pools["gpu_seconds"].sum()) / 3600.0,
+        "quotas": dict(
+            zip((p.name for p in spec.pools), cluster.pools["quota"].tolist(), strict=True)
+        ),
+        "reward_terms": dict(zip(TERMS, run.control.terms.tolist(), strict=True)),
+    }
+    if run.pool != ALL_POOLS:
+        info["pool"] = spec.pools[run.pool].name
+    return info
+
+
+def steps_of(run: Run) -> int:
+    """Return how many steps an episode has."""
+    return math.ceil(run.end_s / run.step_s - 1e-9)
+
+
+assert POOL_COLUMNS[:-1] == POOL_FEATURES

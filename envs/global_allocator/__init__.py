@@ -1,0 +1,6 @@
+"""The global allocator: quotas of all pools."""
+
+from envs.global_allocator.env import GlobalAllocatorEnv
+from envs.global_allocator.level import GlobalLevel
+
+__all__ = ["GlobalAllocatorEnv", "GlobalLevel"]

@@ -1,0 +1,62 @@
+"""What a local scaler decides: replicas of its pool, within the quota."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from envs.controlled import Run
+from envs.spaces import Layout
+from hrl_planner.spec import ClusterSpec
+
+CHANGES = (0, -2, -1, 0, 1, 2, 4)
+"""Replicas added by each action; action 0 is the rule's choice, whatever that is."""
+
+
+def apply_change(run: Run, pool: int, action: int) -> None:
+    """Ask for a pool's replicas; the compiled loop keeps them within quota and budget."""
+    if action != 0:
+        target = int(run.simulation.cluster.pools[pool]["target"])
+        least = int(run.budget.minimum[pool])
+        run.control.override[pool] = max(least, target + CHANGES[action])
+
+
+class LocalLevel:
+    """One pool every local interval, other pools by the rule, quotas by the prior.
+
+    Args:
+        prior: the policy that sets quotas, or "random" for quotas drawn within the budget.
+    """
+
+    one_pool = True
+
+    def __init__(self, prior: str = "lp") -> None:
+        """See the class."""
+        self.random = prior == "random"
+        self.prior: str | None = None if self.random else prior
+
+    def action_space(self, layout: Layout) -> spaces.Space[Any]:
+        """Return the choice among CHANGES."""
+        return spaces.Discrete(len(CHANGES))
+
+    def step_s(self, spec: ClusterSpec) -> float:
+        """Return the local interval."""
+        return spec.intervals.local_s
+
+    def command(self, run: Run, action: Any) -> None:
+        """Set new quotas where they are due, then the pool's replicas."""
+        self.renew_quotas(run)
+        apply_change(run, run.pool, int(action))
+
+    def renew_quotas(self, run: Run) -> None:
+        """Let the global level act at every global interval."""
+        if run.now_s < run.next_quotas_s:
+            return
+        run.next_quotas_s = run.now_s + run.episode.spec.intervals.global_s
+        if self.random:
+            drawn = run.generator.uniform(0.0, 1.0, run.budget.maximum.size)
+            run.set_quotas(drawn * run.budget.maximum, None)
+        elif run.plan is not None:
+            run.set_quotas(run.plan.replicas.astype(np.float64), run.plan.flows)

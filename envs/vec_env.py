@@ -1,0 +1,146 @@
+"""Many clusters as one Stable-Baselines3 `VecEnv`: what training uses.
+
+All clusters advance in one compiled call, over threads, with the GIL released; only the priors'
+plans and resets are Python. Every environment draws from its own generator, so that its trajectory
+depends neither on the number of environments nor of threads. Arrays returned are fresh: the
+learner keeps them. A finished episode is followed in the same step by the next one
+(`terminal_observation`, `TimeLimit.truncated`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from envs.base import RENDER_MODES, layout_of
+from envs.controlled import Episodes, Level, info_of, steps_of
+from envs.episodes import EpisodeOptions
+from envs.spaces import Layout
+from hrl_planner.errors import ScenarioError
+
+
+class ClusterVecEnv(VecEnv):
+    """A batch of clusters for one level.
+
+    Args:
+        level: what the agent decides: `GlobalLevel()`, `LocalLevel()` or `FlatLevel()`.
+        n_envs: clusters.
+        layout: size of the observation; absent, it fits the cluster of `options`.
+        seed: of everything random; environment i uses `seed + i`, as SB3's `seed()` does.
+        stagger: end the first episodes early, each at another time, so that later ones do not all
+            end in the same step.
+        render_mode: None or "rgb_array".
+        options: of episodes, see `envs.episodes.EpisodeOptions`.
+    """
+
+    def __init__(
+        self,
+        level: Level,
+        n_envs: int,
+        layout: Layout | None = None,
+        seed: int = 0,
+        stagger: bool = False,
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        """See the class."""
+        if n_envs < 1:
+            raise ScenarioError(f"n_envs must be at least 1, got {n_envs}")
+        if render_mode not in (None, *RENDER_MODES):
+            raise ScenarioError(f"render_mode must be one of {RENDER_MODES}, got {render_mode!r}")
+        self.render_mode = render_mode  # VecEnv asks for it while it is made
+        self.defaults = EpisodeOptions().changed(options)
+        self.layout = layout_of(self.defaults, layout, level.one_pool)
+        super().__init__(n_envs, self.layout.space(), level.action_space(self.layout))
+        self._episodes = Episodes(level, self.layout, n_envs, parallel=True)
+        self._generators = [np.random.default_rng(seed + i) for i in range(n_envs)]
+        self._chosen = [self.defaults] * n_envs
+        self._actions: Any = None
+        self._steps = np.zeros(n_envs, np.int64)
+        self._returns = np.zeros(n_envs)
+        self._last_step = np.zeros(n_envs, np.int64)
+        self._stagger = stagger
+
+    def reset(self) -> NDArray[np.float32]:
+        """Begin an episode everywhere; seeds and options set before take effect."""
+        observations = np.empty((self.num_envs, self.layout.size), np.float32)
+        for i in range(self.num_envs):
+            if self._seeds[i] is not None:
+                self._generators[i] = np.random.default_rng(self._seeds[i])
+            self._chosen[i] = self.defaults.changed(self._options[i])
+            observations[i] = self._begin(i)
+            if self._stagger:
+                share = (i + 1) / self.num_envs
+                self._last_step[i] = max(1, round(share * self._last_step[i]))
+            self.reset_infos[i] = info_of(self._episodes.run(i))
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def _begin(self, i: int) -> NDArray[np.float32]:
+        observation = self._episodes.start(i, self._chosen[i], self._generators[i])
+        self._steps[i] = 0
+        self._returns[i] = 0.0
+        self._last_step[i] = steps_of(self._episodes.run(i))
+        return observation
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        """Step every cluster; those at their end begin anew."""
+        observations, terms = self._episodes.step(self._actions)
+        rewards = terms.sum(axis=1)
+        self._steps += 1
+        self._returns += rewards
+        dones = self._steps >= self._last_step
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for i in np.flatnonzero(dones):
+            infos[i] = info_of(self._episodes.run(int(i)))
+            infos[i]["terminal_observation"] = observations[i].copy()
+            infos[i]["TimeLimit.truncated"] = True
+            infos[i]["episode"] = {"r": float(self._returns[i]), "l": int(self._steps[i])}
+            observations[i] = self._begin(int(i))
+        return observations, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Nothing is held that needs closing."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return an attribute: of the episode under way where it has it, else of this object."""
+        found = []
+        for i in self._get_indices(indices):
+            run = self._episodes._places[i] if hasattr(self, "_episodes") else None
+            found.append(
+                getattr(run, attr_name) if hasattr(run, attr_name) else getattr(self, attr_name)
+            )
+        return found
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Episodes have nothing to set from outside; use `set_options`."""
+        raise NotImplementedError("choose episodes with set_options() before reset()")
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the episodes under way."""
+        runs = [self._episodes.run(i) for i in self._get_indices(indices)]
+        return [getattr(run, method_name)(*args, **kwargs) for run in runs]
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
+        """Nothing is wrapped inside."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """Draw every cluster."""
+        from envs import viewer
+
+        return [viewer.picture(self._episodes.run(i)) for i in range(self.num_envs)]
