@@ -2,10 +2,8 @@
 
 Hypothesis chooses the shape of a case (its features, its size and a seed), so that a failing case
 shrinks to few features and few requests; the numbers inside come from a generator with that seed.
-They are deliberately crooked: two events then meet at the same time only where the semantics make
-them, and a rounding error of the last bit cannot swap them. Equal prompts over equal iterations
-would be such a meeting (a KV transfer that starts and lands at two boundaries), so either all
-prompts differ in length or every iteration differs in time.
+They are deliberately crooked, and no two prompts are equally long: two events then meet at the same
+time only where the semantics make them, and a rounding error of the last bit cannot swap them.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class Features:
     startup: str
     requests: int
     seed: int
-    coarse: bool  # many requests at the same time, of few lengths
+    coarse: bool  # many requests at the same time
     prefixes: bool
     chunked: bool  # prompts longer than the token budget of a step
     tight_kv: bool  # little more KV capacity than one request needs
@@ -112,7 +110,6 @@ def make_trace(rng: np.random.Generator, features: Features) -> Trace:
     osl = np.minimum(rng.geometric(1.0 / rng.integers(2, 40), n), 200)
     if features.coarse:
         arrivals = np.floor(arrivals)
-        isl = rng.choice(isl[:3], n)
         osl = rng.choice(osl[:3], n)
     blocks = None
     block_tokens = int(rng.choice((16, 64)))
@@ -138,15 +135,13 @@ def random_prefixes(rng: np.random.Generator, counts: np.ndarray) -> list[list[i
     return rows
 
 
-def random_profile(rng: np.random.Generator, features: Features, kv_capacity_tokens: int) -> str:
+def random_profile(rng: np.random.Generator, kv_capacity_tokens: int) -> str:
     """Small bumpy surfaces: time grows with every axis, but not monotonically."""
     batch = np.array([1, 2, 4][: rng.integers(1, 3, endpoint=True)])
     tokens = np.array([8, 64, 256, 700][: rng.integers(1, 4, endpoint=True)])
     prefix = np.array([0, 128, 512][: rng.integers(1, 3, endpoint=True)])
     running = np.array([1, 3, 8, 20][: rng.integers(1, 4, endpoint=True)])
     context = np.array([16, 90, 400, 1500][: rng.integers(1, 4, endpoint=True)])
-    if features.coarse:
-        context = np.array([0, 90, 400, 1500])
     work = batch[:, None, None] * (tokens[None, :, None] + 0.1 * prefix[None, None, :])
     prefill_ms = rng.uniform(1, 5) + rng.uniform(0.05, 0.5) * work
     load = running[:, None] + 0.01 * running[:, None] * context[None, :]
@@ -230,7 +225,7 @@ def make_pool(
         startup["warmup_slowdown"] = rng.uniform(1.1, 3.0)
     return builders.pool(
         role,
-        random_profile(rng, features, max(capacity, 17)),
+        random_profile(rng, max(capacity, 17)),
         name=name,
         gpu_type=str(rng.choice(GPU_TYPES)),
         gpus_per_replica=int(rng.integers(1, 2, endpoint=True)),

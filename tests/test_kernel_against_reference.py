@@ -7,13 +7,15 @@ agree to 1e-6 relative, everything else exactly.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envs.simulation import SimResult, Simulation
-from tests.random_clusters import ROUTERS, Case, cases
+from tests.random_clusters import ROUTERS, Case, Features, cases, features, make_case
 from tests.reference import ReferenceSimulation
 from tests.reference.simulation import RESULT_COLUMNS
 
@@ -70,3 +72,11 @@ def assert_agreement(case: Case) -> None:
 def test_every_request_agrees(router: str, data: st.DataObject) -> None:
     """All features at random, each router as often as the others."""
     assert_agreement(data.draw(cases((router,))))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(chosen=features(("kv_slo", "round_robin")))
+def test_prefix_caches_under_pressure_agree(chosen: Features) -> None:
+    """Caches of a few prompts, and prompts in chunks: blocks go while their users still wait."""
+    calm = replace(chosen, kills=False, failures=False, scaling=False, hand_edits=False)
+    assert_agreement(make_case(replace(calm, prefixes=True, tight_kv=True, chunked=True)))

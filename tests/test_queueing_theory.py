@@ -76,6 +76,12 @@ class TestDeterministic:
         hasty = run(spec, trace(np.arange(60) * 0.002))
         np.testing.assert_allclose(hasty.ttft_s, 0.01 + (np.arange(60) // 3) * 0.004, rtol=1e-9)
 
+    def test_requests_of_one_moment_share_a_step(self) -> None:
+        """An idle worker looks at its queue when all that arrives at the same time is in it."""
+        spec = cluster(pool("aggregated", linear_profile(prefill_ms_per_token=0.1)))
+        result = run(spec, trace([1.0, 1.0, 1.0], [100, 300, 600], 1))
+        np.testing.assert_allclose(result.ttft_s, 0.1, rtol=1e-9)
+
     def test_a_lone_answer_takes_one_step_per_token(self) -> None:
         result = run(decode_only(decode_ms=7.0), trace([0.0], 100, 64))
         assert result.ttft_s[0] == pytest.approx(0.007, rel=1e-6)
