@@ -173,11 +173,15 @@ class Simulation:
         quotas = targets if plan.quotas is None else plan.quotas
         self.cluster.pools["quota"] = quotas
         if plan.flows is not None:
-            classes = self.cluster.classes
-            self.cluster.flows[:] = plan.flows
-            self.cluster.served[:] = 0.0
-            self.cluster.guard_s[:] = guards_s(plan.flows, classes["ttft_s"], classes["value"])
+            self.set_flows(plan.flows)
         lifecycle.set_targets(self.cluster, targets, self.now_s)
+
+    def set_flows(self, flows: NDArray[np.float64]) -> None:
+        """Set the router's class-to-pool weights, shape (C, P)."""
+        classes = self.cluster.classes
+        self.cluster.flows[:] = flows
+        self.cluster.served[:] = 0.0
+        self.cluster.guard_s[:] = guards_s(flows, classes["ttft_s"], classes["value"])
 
     def finish(self, grace_s: float = 300.0) -> None:
         """Run to the trace's end, then until every request is resolved or the grace is over."""
