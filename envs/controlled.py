@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from envs import book as books
 from envs.control import ALL_POOLS, BY_RULE, Control, make_control
 from envs.episodes import Episode, EpisodeOptions, make_episode
-from envs.kernel import lifecycle
 from envs.reward import TERMS, reward_scales
 from envs.simulation import Simulation
 from envs.spaces import POOL_COLUMNS, Layout
@@ -160,7 +159,6 @@ class Episodes:
         self.level = level
         self.layout = layout
         self._book = books.Book(n)
-        self.runs: list[Run] = []
         self._places: list[Run | None] = [None] * n
         self._advance = books.run_all if parallel else books.run_each
         self._read = books.read_all if parallel else books.read_each
@@ -229,8 +227,6 @@ def info_of(run: Run) -> dict[str, Any]:
     classes = cluster.classes
     with np.errstate(invalid="ignore", divide="ignore"):
         kept = np.where(classes["offered"] > 0, classes["attained"] / classes["offered"], np.nan)
-    for index in range(len(spec.pools)):
-        lifecycle.meter(cluster, index, run.now_s)
     info: dict[str, Any] = {
         "time_s": run.now_s,
         "episode_name": run.episode.name,

@@ -115,14 +115,8 @@ class ClusterVecEnv(VecEnv):
         """Nothing is held that needs closing."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """Return an attribute: of the episode under way where it has it, else of this object."""
-        found = []
-        for i in self._get_indices(indices):
-            run = self._episodes._places[i] if hasattr(self, "_episodes") else None
-            found.append(
-                getattr(run, attr_name) if hasattr(run, attr_name) else getattr(self, attr_name)
-            )
-        return found
+        """Return an attribute of this object, which all environments share."""
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Episodes have nothing to set from outside; use `set_options`."""
