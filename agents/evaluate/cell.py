@@ -23,6 +23,8 @@ from hrl_planner.workload.scenarios import ScenarioCase
 
 OnProgress = Callable[[Simulation], None]
 
+_WARM_UP_S = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -105,6 +107,15 @@ def run_cell(config: EvaluationConfig, cell: Cell, on_share: Callable[[float], N
         "rows": metrics.compute(run.result),
         "curves": curves.reduce_run(run.result),
     }
+
+
+def compile_simulator(config: EvaluationConfig) -> None:
+    """Simulate a few seconds so that the compiled kernel is in the on-disk cache.
+
+    Without this every worker of a first evaluation would compile the same code for itself.
+    """
+    case = load_case(config.workloads[0], config.spec, 0, load=config.load, until_s=_WARM_UP_S)
+    run_case(case, config.policies[0], 0, grace_s=0.0)
 
 
 def check(config: EvaluationConfig) -> None:

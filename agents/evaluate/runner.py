@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -57,6 +57,7 @@ class Progress:
         done: cells finished by this call.
         failures: cells that failed in this call.
         under_way: simulated share, 0 to 1, of each cell that is running.
+        compiling: the simulator is being compiled; happens once after it was changed.
     """
 
     total: int
@@ -64,6 +65,7 @@ class Progress:
     done: int = 0
     failures: list[Failure] = field(default_factory=list)
     under_way: dict[Cell, float] = field(default_factory=dict)
+    compiling: bool = False
 
     @property
     def share(self) -> float:
@@ -102,8 +104,21 @@ def run_cells(
             for cell in todo:
                 _run_here(config, store, cell, progress, on_progress)
         else:
+            _compile_once(config, progress, on_progress)
             _Pool(config, store, min(workers, len(todo)), progress, on_progress).run(todo)
     return progress.failures
+
+
+def _compile_once(config: EvaluationConfig, progress: Progress, on_progress: OnProgress) -> None:
+    from agents.evaluate.cell import compile_simulator
+
+    progress.compiling = True
+    on_progress(progress)
+    # What goes wrong here goes wrong in the cells too, and is reported there.
+    with suppress(Exception):
+        compile_simulator(config)
+    progress.compiling = False
+    on_progress(progress)
 
 
 def _run_here(

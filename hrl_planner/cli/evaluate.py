@@ -132,8 +132,12 @@ def _run(config: EvaluationConfig, out: Path, workers: int, force: bool) -> Eval
             latest[:] = [standing]
             failed = f", {len(standing.failures)} failed" if standing.failures else ""
             finished = standing.skipped + standing.done
+            doing = "compiling the simulator, once" if standing.compiling else "runs"
             bar.update(
-                task, completed=standing.share, runs=f"{finished}/{standing.total} runs{failed}"
+                task,
+                description=doing,
+                completed=standing.share,
+                runs=f"{finished}/{standing.total} runs{failed}",
             )
 
         try:
