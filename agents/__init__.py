@@ -1,0 +1,1 @@
+"""Policies that learn, what they must beat, and how both are compared."""
