@@ -22,7 +22,7 @@ from envs.vec_env import ClusterVecEnv
 from hrl_planner.workload.curves import constant
 from hrl_planner.workload.generators import independent_requests
 
-REPEATS, STEPS, BATCH = 5, 50, 8
+REPEATS, STEPS, BATCH = 5, 20, 8
 
 
 def _median(measure: Callable[[], float]) -> float:
