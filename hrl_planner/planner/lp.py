@@ -63,7 +63,7 @@ class FluidPlanner:
         headroom: float = 0.25,
         quantile: float = 0.95,
         trend: float = 0.5,
-        hold_s: float = 1200.0,
+        hold_s: float = 600.0,
         start_weight: float = 0.3,
         stop_weight: float = 0.02,
         price_weight: float | None = None,
