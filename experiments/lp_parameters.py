@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from agents.evaluate.cell import compile_simulator, run_case
+from agents.evaluate.cell import run_case
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.scenarios import SCENARIOS
 
@@ -60,7 +60,6 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + arguments.seeds)
     jobs = [(name, policy, seed) for name in NAMES for policy in arguments.policy for seed in seeds]
-    compile_simulator()
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         rows = np.array(list(pool.map(measure, jobs)))
     table = rows.reshape(len(NAMES), len(arguments.policy), arguments.seeds, 3).mean(axis=2)
