@@ -58,7 +58,8 @@ def _batched(options: dict[str, Any], prior: str, threads: int) -> float:
     return _median(measure)
 
 
-def main() -> None:
+def measure() -> dict[str, float]:
+    """Run everything, print a table, return the figures."""
     duration_s = 60.0 * (STEPS + 1)
     trace = independent_requests(constant(20.0, duration_s=duration_s), seed=0)
     options: dict[str, Any] = {"spec": "reference", "trace": trace}
@@ -76,8 +77,8 @@ def main() -> None:
     )
     for name, value in figures.items():
         print(f"{name:<32} {value:10.2f}")
-    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure()))

@@ -94,4 +94,8 @@ def make_policy(text: str) -> Policy:
         return _make(text)
     if len(levels) != 2:
         raise PolicyError(f"policy {text!r}: at most one '+', between allocator and local planner")
-    return HierarchicalPlanner(_make(levels[0]), _make(levels[1]))
+    local = _make(levels[1])
+    if isinstance(local, RulePolicy):
+        # So that the rule's cool-down does not count moves that the quota then prevents.
+        local.within_quota = True
+    return HierarchicalPlanner(_make(levels[0]), local)

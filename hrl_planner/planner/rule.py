@@ -204,7 +204,10 @@ def rule_targets(
             fewer = pool_pressure(row, pools, i, parameters, ready - 1.0)
             if fewer < parameters[1] or (ready == 1.0 and row[_RUNNING] + row[_WAITING] == 0.0):
                 wanted = current - 1.0
-        bounded = min(max(wanted, float(pools.minimum[i])), min(quota[i], float(pools.maximum[i])))
+        # A pool that was given GPUs uses at least one replica: without a ready worker no request
+        # reaches it, and it would never show a load to grow on.
+        least = max(float(pools.minimum[i]), 1.0 if 1.0 <= quota[i] < np.inf else 0.0)
+        bounded = min(max(wanted, least), min(quota[i], float(pools.maximum[i])))
         targets[i] = np.int64(max(0.0, bounded))
         if targets[i] != np.int64(current):
             changed_s[i] = now_s
@@ -226,7 +229,7 @@ class RulePolicy:
         """See the class."""
         self.parameters = parameters or RuleParameters()
         self.interval_s = 10.0
-        self._within_quota = within_quota
+        self.within_quota = within_quota
         self._array = self.parameters.to_array()
         if not np.all(np.isfinite(self._array)) or np.any(self._array < 0.0):
             raise PolicyError(f"policy rule: thresholds must be finite and >= 0: {parameters}")
@@ -245,7 +248,7 @@ class RulePolicy:
             raise PolicyError("policy rule: decide before reset")
         n = len(observation.pools)
         quota = np.full(n, np.inf)
-        if self._within_quota:
+        if self.within_quota:
             quota = observation.pool_field("quota")
         targets = np.empty(n, np.int64)
         rule_targets(
