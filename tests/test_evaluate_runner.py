@@ -273,7 +273,13 @@ def test_stopping_keeps_what_is_finished_and_leaves_nobody_behind(tmp_path, how)
     command += ["--scenario", "cold-start-ramp", "--policy", "static", "--policy", "hpa"]
     command += ["--seeds", "200", "--until", "300", "-j", "2", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # A background shell ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("cells/*.json")) and time.monotonic() < deadline:
