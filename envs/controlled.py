@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from envs import book as books
 from envs.control import ALL_POOLS, BY_RULE, Control, make_control
 from envs.episodes import Episode, EpisodeOptions, make_episode
+from envs.priors import Priors, ProcessPriors
 from envs.reward import TERMS, reward_scales
 from envs.simulation import Simulation
 from envs.spaces import POOL_COLUMNS, Layout
@@ -26,7 +27,7 @@ from hrl_planner.budget import BudgetArrays, project
 from hrl_planner.features import POOL_FEATURES
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.loop import current_targets
-from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext, Policy
+from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.spec import ClusterSpec
 
@@ -91,22 +92,21 @@ class Run:
         )
         self.budget = BudgetArrays.from_spec(spec)
         self._pending = sorted(episode.events, key=lambda event: event.t_s)
-        self._prior: Policy | None = None
         self.plan: Plan | None = None
-        self._next_plan_s = 0.0
+        self.next_plan_s = 0.0
         self.next_quotas_s = 0.0
         self.generator = generator
-        if level.prior is not None:
-            self._prior = make_policy(level.prior)
-            self._prior.reset(
-                PlanContext(
-                    spec,
-                    seed=episode.seed,
-                    trace=episode.trace,
-                    class_id=episode.class_id,
-                    blind_pools=episode.blind_pools,
-                )
-            )
+
+    def context(self) -> PlanContext:
+        """Return what a planner of this episode is told at its start."""
+        episode = self.episode
+        return PlanContext(
+            episode.spec,
+            seed=episode.seed,
+            trace=episode.trace,
+            class_id=episode.class_id,
+            blind_pools=episode.blind_pools,
+        )
 
     @property
     def now_s(self) -> float:
@@ -118,12 +118,6 @@ class Run:
         return ClusterObservation(
             self.now_s, self.control.rows.copy(), self.control.class_rows.copy()
         )
-
-    def replan(self, every_s: float) -> None:
-        """Ask the prior, if there is one and its answer is due."""
-        if self._prior is not None and self.now_s >= self._next_plan_s:
-            self.plan = self._prior.decide(self.observation())
-            self._next_plan_s = self.now_s + every_s
 
     def set_quotas(self, desired: FloatArray, flows: FloatArray | None) -> IntArray:
         """Project wishes onto the budget and make them the pools' quotas."""
@@ -152,10 +146,19 @@ class Episodes:
         layout: size of the observation.
         n: places.
         parallel: step them over threads.
+        processes: let this many processes make the priors' plans; 0 makes them here.
     """
 
-    def __init__(self, level: Level, layout: Layout, n: int, parallel: bool) -> None:
+    def __init__(
+        self, level: Level, layout: Layout, n: int, parallel: bool, processes: int = 0
+    ) -> None:
         """See the class."""
+        self._priors: Priors | ProcessPriors | None = None
+        if level.prior is not None:
+            make_policy(level.prior)  # an unknown name is refused here and now
+            self._priors = (
+                ProcessPriors(level.prior, processes) if processes else Priors(level.prior)
+            )
         self.level = level
         self.layout = layout
         self._book = books.Book(n)
@@ -169,6 +172,8 @@ class Episodes:
         """Begin an episode in a place and return its first observation."""
         run = Run(make_episode(options, generator), self.level, self.layout, generator)
         run.happen()
+        if self._priors is not None:
+            self._priors.reset(place, run.context())
         self._places[place] = run
         self._book.enter(place, run.simulation.cluster, run.control)
         first: NDArray[np.float32] = self._look([place])[0]
@@ -210,15 +215,26 @@ class Episodes:
         whole = len(places) == len(self._places)
         addresses = self._book.addresses if whole else books.addresses_of(self._book, places)
         self._read(addresses, out)
+        self._replan(places)
         width = len(POOL_COLUMNS)
         for row, place in enumerate(places):
             run = self.run(place)
-            run.replan(run.episode.spec.intervals.global_s)
             if run.plan is not None and run.pool == ALL_POOLS:
                 share = run.plan.replicas / np.maximum(run.budget.maximum, 1)
                 n_pools = share.size
                 out[row, _PLAN : n_pools * width : width] = share
         return out
+
+    def _replan(self, places: Sequence[int]) -> None:
+        """Ask the priors, if there are any, where an answer is due."""
+        if self._priors is None:
+            return
+        runs = {place: self.run(place) for place in places}
+        due = {place: run for place, run in runs.items() if run.now_s >= run.next_plan_s}
+        plans = self._priors.decide({place: run.observation() for place, run in due.items()})
+        for place, run in due.items():
+            run.plan = plans[place]
+            run.next_plan_s = run.now_s + run.episode.spec.intervals.global_s
 
 
 def info_of(run: Run) -> dict[str, Any]:

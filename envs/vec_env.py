@@ -32,6 +32,8 @@ class ClusterVecEnv(VecEnv):
         n_envs: clusters.
         layout: size of the observation; absent, it fits the cluster of `options`.
         seed: of everything random; environment i uses `seed + i`, as SB3's `seed()` does.
+        prior_processes: processes that make the prior's plans, beside this one; worth it where the
+            prior is an LP and a core is free. The script then needs a `__main__` guard.
         stagger: end the first episodes early, each at another time, so that later ones do not all
             end in the same step.
         render_mode: None or "rgb_array".
@@ -44,6 +46,7 @@ class ClusterVecEnv(VecEnv):
         n_envs: int,
         layout: Layout | None = None,
         seed: int = 0,
+        prior_processes: int = 0,
         stagger: bool = False,
         render_mode: str | None = None,
         **options: Any,
@@ -57,7 +60,7 @@ class ClusterVecEnv(VecEnv):
         self.defaults = EpisodeOptions().changed(options)
         self.layout = layout_of(self.defaults, layout, level.one_pool)
         super().__init__(n_envs, self.layout.space(), level.action_space(self.layout))
-        self._episodes = Episodes(level, self.layout, n_envs, parallel=True)
+        self._episodes = Episodes(level, self.layout, n_envs, True, prior_processes)
         self._generators = [np.random.default_rng(seed + i) for i in range(n_envs)]
         self._chosen = [self.defaults] * n_envs
         self._actions: Any = None

@@ -64,6 +64,13 @@ def test_neither_batch_size_nor_threads_change_a_trajectory() -> None:
         np.testing.assert_array_equal(one[:, 0], many[:, 0])
 
 
+def test_plans_made_in_other_processes_are_the_same_plans() -> None:
+    here = roll(batch(3), 8)
+    elsewhere = roll(batch(3, prior_processes=2), 8)
+    for a, b in zip(here, elsewhere, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_finished_episode_is_followed_in_the_same_step() -> None:
     env = batch(2)
     first = env.reset()

@@ -1,0 +1,104 @@
+"""The planners whose plans agents improve on, for a batch of episodes, here or in other processes.
+
+An LP decision takes longer than the simulation between two of them, and Python takes them one after
+the other. With processes each of them keeps the planners of its share of the places; observations
+go there and plans come back, so that a second core plans while the first does. The plans are the
+same: a planner's state lives in one process from reset to the end of its episode.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import weakref
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+
+from hrl_planner.observation import ClusterObservation
+from hrl_planner.planner.policy import Plan, PlanContext, Policy
+from hrl_planner.planner.registry import make_policy
+
+
+class Priors:
+    """One planner per place, in this process.
+
+    Args:
+        text: the policy, as the registry spells it.
+    """
+
+    def __init__(self, text: str) -> None:
+        """See the class."""
+        self._text = text
+        self._policies: dict[int, Policy] = {}
+
+    def reset(self, place: int, context: PlanContext) -> None:
+        """Prepare a place's planner for a new episode."""
+        if place not in self._policies:
+            self._policies[place] = make_policy(self._text)
+        self._policies[place].reset(context)
+
+    def decide(self, observations: Mapping[int, ClusterObservation]) -> dict[int, Plan]:
+        """Return the plans for what is seen at some places."""
+        return {place: self._policies[place].decide(seen) for place, seen in observations.items()}
+
+
+class ProcessPriors:
+    """The same, spread over processes by place.
+
+    Args:
+        text: the policy, as the registry spells it.
+        processes: how many; they end with this object.
+    """
+
+    def __init__(self, text: str, processes: int) -> None:
+        """See the class."""
+        # Spawned: a fork after numba's threads have started does not survive.
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        for _ in range(processes):
+            here, there = context.Pipe()
+            context.Process(target=_serve, args=(text, there), daemon=True).start()
+            there.close()
+            self._pipes.append(here)
+        weakref.finalize(self, _close, self._pipes)
+
+    def reset(self, place: int, context: PlanContext) -> None:
+        """Prepare a place's planner for a new episode."""
+        self._pipes[place % len(self._pipes)].send((place, context))
+
+    def decide(self, observations: Mapping[int, ClusterObservation]) -> dict[int, Plan]:
+        """Return the plans for what is seen at some places."""
+        shares: list[dict[int, ClusterObservation]] = [{} for _ in self._pipes]
+        for place, seen in observations.items():
+            shares[place % len(shares)][place] = seen
+        asked = [(pipe, share) for pipe, share in zip(self._pipes, shares, strict=True) if share]
+        for pipe, share in asked:
+            pipe.send(share)
+        plans: dict[int, Plan] = {}
+        for pipe, _ in asked:
+            answer = pipe.recv()
+            if isinstance(answer, Exception):
+                raise answer
+            plans |= answer
+        return plans
+
+
+def _serve(text: str, pipe: Connection) -> None:
+    """Hold planners and answer until the other end closes."""
+    priors = Priors(text)
+    while True:
+        try:
+            message = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if isinstance(message, tuple):
+            priors.reset(*message)
+            continue
+        try:
+            pipe.send(priors.decide(message))
+        except Exception as error:
+            pipe.send(error)
+
+
+def _close(pipes: list[Connection]) -> None:
+    for pipe in pipes:
+        pipe.close()
