@@ -3,8 +3,8 @@
     python -m benchmarks.bench_env
 
 One environment on one core, then the batched one on one thread, and on two with as many processes
-for the plans. Prints a table and,
-last, one line of JSON. The static prior shows what a step costs without the LP.
+for the plans. Prints a table and, last, one line of JSON. The static prior shows what a step costs
+without the LP.
 """
 
 from __future__ import annotations

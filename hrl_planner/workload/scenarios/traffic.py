@@ -3,7 +3,7 @@
 Every class gets a kind of conversation by what its spec says of it. `sustainable_rps` then answers
 how many requests per second of a mix the whole budget carries when it is divided in the best way:
 a small linear program over the capacities of `hrl_planner.capacity`, with fractional replicas. It
-is an estimate from above, and the unit in which all scenarios give their load.
+is an estimate, not a bound, and the unit in which all scenarios give their load.
 """
 
 from __future__ import annotations
