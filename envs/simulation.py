@@ -22,7 +22,7 @@ from envs.kernel.observe import observe
 from hrl_planner.errors import TraceError
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
 from hrl_planner.planner.policy import Plan
-from hrl_planner.routing import guards_s
+from hrl_planner.slo_routing import guards_s
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.classes import assign_classes
 from hrl_planner.workload.events import ClusterEvent

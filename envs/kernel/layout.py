@@ -255,7 +255,7 @@ class Cluster(NamedTuple):
         lifetime_s: time to failure draws, (P, draws).
         flows: the planner's class-to-pool weights, (C, P).
         served: requests per class and pool since the flows were set, (C, P).
-        guard_s: TTFT targets the pools are kept for, see `routing.guards_s`, (C, P).
+        guard_s: TTFT targets the pools are kept for, see `slo_routing.guards_s`, (C, P).
         ratio: scratch, (P,).
         candidate: scratch, (P,).
         scratch: scratch, (N,).

@@ -1,4 +1,6 @@
-"""The router inside the simulation: it feeds the rules of `hrl_planner.routing` with live state.
+"""The router inside the simulation: it feeds the rules of production with live state.
+
+The rules are `hrl_planner.routing` and `hrl_planner.slo_routing`.
 
 Requests that no ready worker can take wait here in order (`hold_*`) and are looked through again
 when a worker becomes ready or dies. A request that fits no pool at all, or that its class sheds,
@@ -23,18 +25,16 @@ from hrl_planner.routing import (
     REJECT,
     ROUND_ROBIN,
     STATIC_GRID,
-    decode_ratios,
     fits,
     fits_somewhere,
     grid_pool,
-    hopeless,
     pick_decode_worker,
     pick_least_loaded,
     pick_next,
     pick_pool,
     pick_prefill_worker,
-    prefill_ratios,
 )
+from hrl_planner.slo_routing import decode_ratios, hopeless, prefill_ratios
 
 
 @inlined

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_planner import routing, surface
+from hrl_planner import routing, slo_routing, surface
 from hrl_planner.spec import GridSpec
 from tests.reference.worker import Pool, Replica, Request, State
 
@@ -138,7 +138,7 @@ class Router:
         slo = spec.slo_classes[request.class_id]
         ratio = np.empty(len(self.pools))
         candidate = np.empty(len(self.pools), np.int64)
-        routing.prefill_ratios(
+        slo_routing.prefill_ratios(
             self.pools,
             self.surfaces,
             self.table,
@@ -161,14 +161,14 @@ class Router:
             later = np.full(len(self.pools), np.inf)
             if self.pools[index]["role"] == routing.PREFILL:
                 later, _ = self._decode_ratios(request, load)
-            if routing.hopeless(ratio[index], later, slo.shed_above):
+            if slo_routing.hopeless(ratio[index], later, slo.shed_above):
                 return routing.REJECT
         self.served[request.class_id, index] += 1.0
         return int(candidate[index])
 
     def _guards(self) -> NDArray[np.float64]:
         classes = self.simulation.spec.slo_classes
-        return routing.guards_s(
+        return slo_routing.guards_s(
             self.weights,
             np.array([slo.ttft_ms for slo in classes]) * 1e-3,
             np.array([slo.value for slo in classes]),
@@ -188,7 +188,7 @@ class Router:
         spec = self.simulation.spec
         ratio = np.empty(len(self.pools))
         candidate = np.empty(len(self.pools), np.int64)
-        routing.decode_ratios(
+        slo_routing.decode_ratios(
             self.pools,
             self.surfaces,
             self.table,
