@@ -6,7 +6,6 @@
       TraceError      a request trace is malformed (readers add file and line)
       ScenarioError   an unknown scenario, or one that cannot be built on this spec
       PolicyError     an unknown policy or a parameter it does not have
-      BudgetError     a plan or a cluster state that no budget can hold
 
 Whoever raises one writes a message that names the file, the field and the value, and what would
 be right. The command line prints that message and exits with status 2; it never shows a traceback
@@ -36,7 +35,3 @@ class ScenarioError(HrlPlannerError):
 
 class PolicyError(HrlPlannerError):
     """A policy is unknown or was given a parameter it does not have."""
-
-
-class BudgetError(HrlPlannerError):
-    """A plan or a cluster state that no budget can hold."""

@@ -73,7 +73,6 @@ CLASS_FEATURES: tuple[str, ...] = (
     "in_system",  # log1p, over 5
     "known",
 )
-FEATURE_NAMES = POOL_FEATURES
 
 _N_STATIC = len(_STATIC)
 _N_SHARES = len(_SHARES)

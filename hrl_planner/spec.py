@@ -153,7 +153,9 @@ class SloClassSpec(_Model):
     value: float = Field(1.0, ge=0)
     assign: AssignSpec = AssignSpec()
     shed_above: float | None = Field(
-        None, gt=0, description="reject when TTFT is predicted above this many targets everywhere"
+        None,
+        gt=0,
+        description="reject when latency is predicted above this many targets everywhere",
     )
 
 

@@ -62,7 +62,6 @@ GLOBAL = np.dtype(
         ("gpus_held_total", np.int64),
         ("ttft_tightest_s", np.float64),
         ("itl_tightest_s", np.float64),
-        ("n_events", np.int64),
     ],
     align=True,
 )

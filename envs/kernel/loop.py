@@ -108,7 +108,6 @@ def advance(cluster: Cluster, until_s: float) -> None:
         if now_s > until_s:
             break
         g.now_s = now_s
-        g.n_events += 1
         request = NONE
         fresh = False
         if transfer_s == now_s:

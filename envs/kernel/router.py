@@ -235,29 +235,32 @@ def route_decode(cluster: Cluster, request: int, now_s: float) -> None:
 
 
 @inlined
-def take_outbox(cluster: Cluster, now_s: float) -> None:
-    """Route the prompts that were completed in this step."""
-    g = cluster.g[0]
-    request = g.outbox_head
-    g.outbox_head = NONE
-    g.outbox_tail = NONE
+def _route_chain(cluster: Cluster, request: int, now_s: float) -> None:
+    """Route a linked chain of prefilled requests in order."""
     while request != NONE:
         following = as_index(cluster.requests[request].next)
         route_decode(cluster, request, now_s)
         request = following
+
+
+@inlined
+def take_outbox(cluster: Cluster, now_s: float) -> None:
+    """Route the prompts that were completed in this step."""
+    g = cluster.g[0]
+    first = g.outbox_head
+    g.outbox_head = NONE
+    g.outbox_tail = NONE
+    _route_chain(cluster, first, now_s)
 
 
 @lean
 def retry_decode(cluster: Cluster, now_s: float) -> None:
     """Look through the prefilled requests that wait for a decode worker, in order."""
     g = cluster.g[0]
-    request = g.decode_hold_head
+    first = g.decode_hold_head
     g.decode_hold_head = NONE
     g.decode_hold_tail = NONE
-    while request != NONE:
-        following = as_index(cluster.requests[request].next)
-        route_decode(cluster, request, now_s)
-        request = following
+    _route_chain(cluster, first, now_s)
 
 
 @inlined
