@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from envs.controlled import Episodes, Level, Run, info_of
 from envs.episodes import EpisodeOptions
-from envs.spaces import Layout
+from envs.spaces import observation_space
+from hrl_planner.encoding import Layout
 from hrl_planner.errors import ScenarioError
 from hrl_planner.spec import ClusterSpec
 
@@ -56,7 +57,7 @@ class PlannerEnv(gymnasium.Env[NDArray[np.float32], Any]):
         self.render_mode = render_mode
         self.defaults = EpisodeOptions().changed(options)
         self.layout = layout_of(self.defaults, layout, level.one_pool)
-        self.observation_space: spaces.Space[Any] = self.layout.space()
+        self.observation_space: spaces.Space[Any] = observation_space(self.layout)
         self.action_space: spaces.Space[Any] = level.action_space(self.layout)
         self._episodes = Episodes(level, self.layout, 1, parallel=False)
 

@@ -172,6 +172,7 @@ def control_of(book: NDArray[np.int64]) -> Control:
         per_replica=view1(book, _CONTROL + 32, FLOAT64),
         counted=view1(book, _CONTROL + 33, FLOAT64),
         terms=view1(book, _CONTROL + 34, FLOAT64),
+        net=view1(book, _CONTROL + 35, FLOAT32),
     )
 
 

@@ -18,9 +18,9 @@ from envs import reward
 from envs.kernel import lifecycle, loop
 from envs.kernel.layout import Cluster
 from envs.kernel.observe import observe
-from envs.spaces import DAY_S, LIMIT
-from hrl_planner._compiled import compiled, lean
+from hrl_planner._compiled import compiled
 from hrl_planner.budget import UNLIMITED, BudgetArrays, project_into
+from hrl_planner.encoding import write_vector
 from hrl_planner.features import (
     CLASS_FEATURES,
     POOL_FEATURES,
@@ -29,7 +29,9 @@ from hrl_planner.features import (
     encode_pools,
 )
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS
+from hrl_planner.planner.network import NO_NET, NetShape, Network
 from hrl_planner.planner.rule import RuleParameters, RulePools, rule_targets
+from hrl_planner.planner.scaler import CHANGES, scale_pools
 
 if TYPE_CHECKING:
     from hrl_planner.spec import ClusterSpec
@@ -57,6 +59,8 @@ CLOCK = np.dtype(
         ("max_pools", np.int64),  # sizes of the observation
         ("max_classes", np.int64),
         ("max_types", np.int64),
+        ("class_hidden", np.int64),  # sizes of the learned scaler, if there is one
+        ("hidden", np.int64),
     ],
     align=True,
 )
@@ -65,6 +69,7 @@ _TARGET = POOL_FIELDS.index("target_replicas")
 _QUOTA = POOL_FIELDS.index("quota")
 _N_POOL = len(POOL_FEATURES)
 _N_CLASS = len(CLASS_FEATURES)
+_N_ACTIONS = len(CHANGES)
 
 
 class Control(NamedTuple):
@@ -106,6 +111,7 @@ class Control(NamedTuple):
         per_replica: (P,).
         counted: totals of the reward, (C + 2 P,).
         terms: the last step's reward by term, (3,).
+        net: a packed scaler, float32 (K,); empty where the rule scales.
     """
 
     clock: NDArray[np.void]
@@ -143,6 +149,7 @@ class Control(NamedTuple):
     per_replica: FloatArray
     counted: FloatArray
     terms: FloatArray
+    net: NDArray[np.float32]
 
 
 def make_control(
@@ -153,6 +160,7 @@ def make_control(
     pool: int = ALL_POOLS,
     start_s: float = 0.0,
     blind_pools: frozenset[int] = frozenset(),
+    scaler: Network | None = None,
 ) -> Control:
     """Allocate the control of an episode.
 
@@ -163,6 +171,7 @@ def make_control(
         pool: the one pool the observation shows, or ALL_POOLS.
         start_s: time of day at which the episode begins.
         blind_pools: pools whose profile planners must not use.
+        scaler: a learned local planner; None for the rule.
     """
     n, c = len(spec.pools), len(spec.slo_classes)
     rule = RulePools.from_spec(spec, blind_pools)
@@ -170,7 +179,7 @@ def make_control(
     features = FeatureScales.from_spec(spec)
     initial = np.array([p.initial for p in spec.pools], np.float64)
     return Control(
-        clock=_clock(spec, sizes, pool, start_s, budget, features),
+        clock=_clock(spec, sizes, pool, start_s, budget, features, scaler),
         quota=initial,
         override=np.full(n, BY_RULE, np.int64),
         changed_s=np.full(n, -np.inf),
@@ -205,6 +214,7 @@ def make_control(
         per_replica=scales[2],
         counted=np.zeros(c + 2 * n),
         terms=np.zeros(len(reward.TERMS)),
+        net=NO_NET if scaler is None else scaler.net,
     )
 
 
@@ -215,6 +225,7 @@ def _clock(
     start_s: float,
     budget: BudgetArrays,
     features: FeatureScales,
+    scaler: Network | None,
 ) -> NDArray[np.void]:
     clock = np.zeros(1, CLOCK)
     intervals = spec.intervals
@@ -229,6 +240,8 @@ def _clock(
     clock["watts"] = budget.watts
     clock["pool"] = pool
     clock["max_pools"], clock["max_classes"], clock["max_types"] = sizes
+    if scaler is not None:
+        clock["class_hidden"], clock["hidden"] = scaler.shape.class_hidden, scaler.shape.hidden
     return clock
 
 
@@ -262,18 +275,24 @@ def _scales(control: Control) -> FeatureScales:
     )
 
 
-@lean
+@compiled
 def _decide(control: Control, pools: RulePools, now_s: float) -> None:
-    """Write the targets of all pools: the rule's, or an agent's where it has set one."""
-    for i in range(control.changed_s.size):
-        control.remembered_s[i] = control.changed_s[i]
-    rule_targets(
+    """Write the targets of all pools: the local planner's, or an agent's where it has set one."""
+    clock = control.clock[0]
+    control.remembered_s[:] = control.changed_s
+    scale_pools(
         control.rows,
+        control.class_rows,
         pools,
         control.rule,
+        _scales(control),
         now_s,
+        clock.start_s,
+        clock.global_s,
         control.quota,
         control.changed_s,
+        control.net,
+        NetShape(clock.class_hidden, clock.hidden, 0, 0, _N_ACTIONS),
         control.targets,
     )
     for i in range(control.targets.size):
@@ -344,7 +363,21 @@ def read(cluster: Cluster, control: Control, out: NDArray[np.float32]) -> None:
         control.remembered_s,
         control.wish,
     )
-    write_observation(cluster, control, out)
+    n_rows = control.features.shape[0] if clock.pool == ALL_POOLS else 1
+    write_vector(
+        control.rows,
+        control.features,
+        control.class_features,
+        control.wish,
+        scales,
+        (clock.max_pools, clock.max_classes, clock.max_types),
+        0 if clock.pool == ALL_POOLS else clock.pool,
+        n_rows,
+        cluster.g[0].now_s,
+        clock.start_s,
+        clock.global_s,
+        out,
+    )
     reward.collect(
         cluster,
         control.per_attained,
@@ -353,39 +386,3 @@ def read(cluster: Cluster, control: Control, out: NDArray[np.float32]) -> None:
         control.counted,
         control.terms,
     )
-
-
-@lean
-def write_observation(cluster: Cluster, control: Control, out: NDArray[np.float32]) -> None:
-    """Lay the features out as `envs.spaces.Layout` says."""
-    clock = control.clock[0]
-    out[:] = 0.0
-    width = _N_POOL + 1
-    mask_at = clock.max_pools * width
-    first = 0 if clock.pool == ALL_POOLS else clock.pool
-    n = control.features.shape[0] if clock.pool == ALL_POOLS else 1
-    for row in range(n):
-        i = first + row
-        for k in range(_N_POOL):
-            out[row * width + k] = _bounded(control.features[i, k])
-        out[row * width + _N_POOL] = control.wish[i] / max(control.maximum[i], 1)
-        out[mask_at + row] = 1.0
-    at = mask_at + clock.max_pools
-    for c in range(control.class_features.shape[0]):
-        for k in range(_N_CLASS):
-            out[at + c * _N_CLASS + k] = _bounded(control.class_features[c, k])
-    at += clock.max_classes * _N_CLASS
-    for kind in range(control.type_budget.size):
-        free = cluster.gpus_free[kind] / max(control.type_budget[kind], 1)
-        out[at + kind] = _bounded(free)
-    at += clock.max_types
-    now_s = cluster.g[0].now_s
-    angle = 2.0 * np.pi * (clock.start_s + now_s) / DAY_S
-    out[at] = np.sin(angle)
-    out[at + 1] = np.cos(angle)
-    out[at + 2] = (now_s % clock.global_s) / clock.global_s
-
-
-@lean
-def _bounded(value: float) -> float:
-    return max(-LIMIT, min(LIMIT, value))

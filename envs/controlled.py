@@ -18,27 +18,36 @@ from numpy.typing import NDArray
 
 from envs import book as books
 from envs.control import ALL_POOLS, BY_RULE, Control, make_control
-from envs.episodes import Episode, EpisodeOptions, make_episode
+from envs.episodes import Episode, EpisodeOptions, EpisodeSource, make_episode
+from envs.future import FutureArrivals
 from envs.priors import Priors, ProcessPriors
 from envs.reward import TERMS, reward_scales
 from envs.simulation import Simulation
-from envs.spaces import POOL_COLUMNS, Layout
 from hrl_planner.budget import BudgetArrays, project
-from hrl_planner.features import POOL_FEATURES
+from hrl_planner.encoding import Layout, write_plan
+from hrl_planner.features import FeatureScales
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.loop import current_targets
+from hrl_planner.planner.network import Network
 from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.spec import ClusterSpec
 
-_PLAN = POOL_COLUMNS.index("plan")
-
 
 class Level(Protocol):
-    """What an agent decides, and how often."""
+    """What an agent decides, and how often.
+
+    Attributes:
+        prior: name of the policy that plans beside the agent, None for none.
+        one_pool: the observation shows one pool, not all.
+        shows_plan: the observation's plan is the prior's; else what the rule wishes.
+        scaler: the local planner of pools the agent does not scale; None for the rule.
+    """
 
     prior: str | None
     one_pool: bool
+    shows_plan: bool
+    scaler: Network | None
 
     def action_space(self, layout: Layout) -> spaces.Space[Any]:
         """Return what actions look like."""
@@ -58,6 +67,7 @@ class Run:
         simulation: the cluster.
         control: its control arrays.
         budget: its budget.
+        scales: of its features.
         pool: index of the pool a local agent scales, or ALL_POOLS.
         step_s: time between two actions.
         plan: the prior's latest plan, None where there is no prior.
@@ -77,7 +87,7 @@ class Run:
             drawn = int(generator.integers(len(spec.pools)))
             self.pool = drawn if episode.pool is None else spec.pool_index(episode.pool)
         self.simulation = Simulation(
-            spec, episode.trace, seed=episode.seed, class_id=episode.class_id
+            episode.truth or spec, episode.trace, seed=episode.seed, class_id=episode.class_id
         )
         self.step_s = level.step_s(spec)
         self.end_s = episode.trace.duration_s
@@ -89,7 +99,9 @@ class Run:
             pool=self.pool,
             start_s=episode.start_s,
             blind_pools=episode.blind_pools,
+            scaler=level.scaler,
         )
+        self.scales = FeatureScales.from_spec(spec)
         self.budget = BudgetArrays.from_spec(spec)
         self._pending = sorted(episode.events, key=lambda event: event.t_s)
         self.plan: Plan | None = None
@@ -147,12 +159,23 @@ class Episodes:
         n: places.
         parallel: step them over threads.
         processes: let this many processes make the priors' plans; 0 makes them here.
+        source: makes the episodes.
+        future: write behind every observation what will arrive, for a critic.
     """
 
     def __init__(
-        self, level: Level, layout: Layout, n: int, parallel: bool, processes: int = 0
+        self,
+        level: Level,
+        layout: Layout,
+        n: int,
+        parallel: bool,
+        processes: int = 0,
+        source: EpisodeSource = make_episode,
+        future: bool = False,
     ) -> None:
         """See the class."""
+        self._source = source
+        self._futures: list[FutureArrivals | None] | None = [None] * n if future else None
         self._priors: Priors | ProcessPriors | None = None
         if level.prior is not None:
             make_policy(level.prior)  # an unknown name is refused here and now
@@ -170,8 +193,10 @@ class Episodes:
         self, place: int, options: EpisodeOptions, generator: np.random.Generator
     ) -> NDArray[np.float32]:
         """Begin an episode in a place and return its first observation."""
-        run = Run(make_episode(options, generator), self.level, self.layout, generator)
+        run = Run(self._source(options, generator), self.level, self.layout, generator)
         run.happen()
+        if self._futures is not None:
+            self._futures[place] = FutureArrivals(run.episode)
         if self._priors is not None:
             self._priors.reset(place, run.context())
         self._places[place] = run
@@ -211,19 +236,27 @@ class Episodes:
 
     def _look(self, places: Sequence[int]) -> NDArray[np.float32]:
         """Observe, and let the priors plan for what is seen."""
-        out = np.empty((len(places), self.layout.size), np.float32)
+        seen = np.empty((len(places), self.layout.size), np.float32)
         whole = len(places) == len(self._places)
         addresses = self._book.addresses if whole else books.addresses_of(self._book, places)
-        self._read(addresses, out)
+        self._read(addresses, seen)
         self._replan(places)
-        width = len(POOL_COLUMNS)
-        for row, place in enumerate(places):
-            run = self.run(place)
-            if run.plan is not None and run.pool == ALL_POOLS:
-                share = run.plan.replicas / np.maximum(run.budget.maximum, 1)
-                n_pools = share.size
-                out[row, _PLAN : n_pools * width : width] = share
-        return out
+        if self.level.shows_plan:
+            for row, place in enumerate(places):
+                run = self.run(place)
+                if run.plan is not None:
+                    write_plan(seen[row], self.layout, run.plan, run.scales)
+        if self._futures is None:
+            return seen
+        coming = [self._coming(place) for place in places]
+        return np.concatenate([seen, np.stack(coming)], axis=1)
+
+    def _coming(self, place: int) -> NDArray[np.float32]:
+        """Return what will arrive in the episode of a place."""
+        assert self._futures is not None
+        future = self._futures[place]
+        assert future is not None
+        return future.features(self.run(place).now_s, self.layout.max_classes)
 
     def _replan(self, places: Sequence[int]) -> None:
         """Ask the priors, if there are any, where an answer is due."""
@@ -261,6 +294,3 @@ def info_of(run: Run) -> dict[str, Any]:
 def steps_of(run: Run) -> int:
     """Return how many steps an episode has."""
     return math.ceil(run.end_s / run.step_s - 1e-9)
-
-
-assert POOL_COLUMNS[:-1] == POOL_FEATURES

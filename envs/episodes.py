@@ -8,7 +8,7 @@ reference cluster, for an hour.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,7 @@ class Episode:
         seed: of start-up times and failures.
         start_s: time of day at the beginning.
         pool: see `EpisodeOptions`.
+        truth: the cluster as it really is, where that differs from what planners are told.
     """
 
     name: str
@@ -116,12 +117,17 @@ class Episode:
     seed: int
     start_s: float
     pool: str | None
+    truth: ClusterSpec | None = None
 
     @property
     def blind_pools(self) -> frozenset[int]:
         """Pools whose profile planners must not use from the start."""
         blind = {e.pool for e in self.events if e.kind == "blind_profile" and e.value > 0}
         return frozenset(self.spec.pool_index(name) for name in blind if name is not None)
+
+
+EpisodeSource = Callable[[EpisodeOptions, np.random.Generator], Episode]
+"""Makes the next episode of a place; everything random comes from the generator."""
 
 
 def make_episode(options: EpisodeOptions, generator: np.random.Generator) -> Episode:
@@ -180,4 +186,11 @@ def _cut(trace: Trace, options: EpisodeOptions) -> Trace:
     return trace.slice(options.start_s, options.start_s + length_s)
 
 
-__all__ = ["DEFAULT_DURATION_S", "TRAINING", "Episode", "EpisodeOptions", "make_episode"]
+__all__ = [
+    "DEFAULT_DURATION_S",
+    "TRAINING",
+    "Episode",
+    "EpisodeOptions",
+    "EpisodeSource",
+    "make_episode",
+]

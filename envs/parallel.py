@@ -18,9 +18,11 @@ from envs.base import RENDER_MODES, layout_of
 from envs.controlled import Episodes, Run, info_of
 from envs.episodes import EpisodeOptions
 from envs.global_allocator.level import GlobalLevel
-from envs.local_scaler.level import CHANGES, apply_change
-from envs.spaces import POOL_COLUMNS, Layout
+from envs.local_scaler.level import apply_change
+from envs.spaces import observation_space
+from hrl_planner.encoding import POOL_COLUMNS, Layout
 from hrl_planner.errors import ScenarioError
+from hrl_planner.planner.scaler import CHANGES
 from hrl_planner.spec import ClusterSpec
 
 GLOBAL_AGENT = "global"
@@ -48,7 +50,7 @@ class HierarchyParallelEnv(ParallelEnv[str, NDArray[np.float32], Any]):  # type:
     """One global and P local agents on one cluster.
 
     - **Observations**: of `global` as in `GlobalAllocatorEnv`; of a pool as in `LocalScalerEnv`.
-    - **Actions**: of `global` Box (P,), of a pool Discrete(7), as there.
+    - **Actions**: of `global` Box (P,), of a pool Discrete(8), as there.
     - **Rewards**: the same for all, see `envs.reward`.
     - **Ends**: never terminates; all are truncated at the end of the trace.
 
@@ -85,8 +87,8 @@ class HierarchyParallelEnv(ParallelEnv[str, NDArray[np.float32], Any]):  # type:
         pools = [f"pool:{pool.name}" for pool in self.spec.pools]
         self.possible_agents = [GLOBAL_AGENT, *pools]
         self.agents: list[str] = []
-        self.observation_spaces = dict.fromkeys(pools, self._local.space())
-        self.observation_spaces[GLOBAL_AGENT] = self.layout.space()
+        self.observation_spaces = dict.fromkeys(pools, observation_space(self._local))
+        self.observation_spaces[GLOBAL_AGENT] = observation_space(self.layout)
         self.action_spaces: dict[str, spaces.Space[Any]] = {
             name: spaces.Discrete(len(CHANGES)) for name in pools
         }

@@ -19,8 +19,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from envs.base import RENDER_MODES, layout_of
 from envs.controlled import Episodes, Level, info_of, steps_of
-from envs.episodes import EpisodeOptions
-from envs.spaces import Layout
+from envs.episodes import EpisodeOptions, EpisodeSource, make_episode
+from envs.future import future_size
+from envs.spaces import observation_space
+from hrl_planner.encoding import Layout
 from hrl_planner.errors import ScenarioError
 
 
@@ -37,6 +39,8 @@ class ClusterVecEnv(VecEnv):
         stagger: end the first episodes early, each at another time, so that later ones do not all
             end in the same step.
         render_mode: None or "rgb_array".
+        source: makes the episodes; absent, what `reset` of the single environments does.
+        future: write behind every observation what will arrive (`envs.future`).
         options: of episodes, see `envs.episodes.EpisodeOptions`.
     """
 
@@ -49,6 +53,8 @@ class ClusterVecEnv(VecEnv):
         prior_processes: int = 0,
         stagger: bool = False,
         render_mode: str | None = None,
+        source: EpisodeSource = make_episode,
+        future: bool = False,
         **options: Any,
     ) -> None:
         """See the class."""
@@ -59,8 +65,11 @@ class ClusterVecEnv(VecEnv):
         self.render_mode = render_mode  # VecEnv asks for it while it is made
         self.defaults = EpisodeOptions().changed(options)
         self.layout = layout_of(self.defaults, layout, level.one_pool)
-        super().__init__(n_envs, self.layout.space(), level.action_space(self.layout))
-        self._episodes = Episodes(level, self.layout, n_envs, True, prior_processes)
+        further = future_size(self.layout.max_classes) if future else 0
+        space = observation_space(self.layout, further)
+        super().__init__(n_envs, space, level.action_space(self.layout))
+        self._episodes = Episodes(level, self.layout, n_envs, True, prior_processes, source, future)
+        self._size = self.layout.size + further
         self._generators = [np.random.default_rng(seed + i) for i in range(n_envs)]
         self._chosen = [self.defaults] * n_envs
         self._actions: Any = None
@@ -71,7 +80,7 @@ class ClusterVecEnv(VecEnv):
 
     def reset(self) -> NDArray[np.float32]:
         """Begin an episode everywhere; seeds and options set before take effect."""
-        observations = np.empty((self.num_envs, self.layout.size), np.float32)
+        observations = np.empty((self.num_envs, self._size), np.float32)
         for i in range(self.num_envs):
             if self._seeds[i] is not None:
                 self._generators[i] = np.random.default_rng(self._seeds[i])

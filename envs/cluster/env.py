@@ -6,7 +6,7 @@ from typing import Any
 
 from envs.base import PlannerEnv
 from envs.cluster.level import FlatLevel
-from envs.spaces import Layout
+from hrl_planner.encoding import Layout
 
 
 class ClusterEnv(PlannerEnv):

@@ -8,8 +8,9 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.controlled import Run
-from envs.global_allocator.level import residual
-from envs.spaces import Layout
+from hrl_planner.encoding import Layout
+from hrl_planner.planner.allocator import residual
+from hrl_planner.planner.network import Network
 from hrl_planner.spec import ClusterSpec
 
 
@@ -21,6 +22,8 @@ class FlatLevel:
     """
 
     one_pool = False
+    shows_plan = True
+    scaler: Network | None = None
 
     def __init__(self, prior: str | None = None) -> None:
         """See the class."""
@@ -38,6 +41,6 @@ class FlatLevel:
         """Set the replicas of all pools; quotas are the same."""
         targets = run.simulation.cluster.pools["target"].astype(np.float64)
         planned = targets if run.plan is None else run.plan.replicas.astype(np.float64)
-        wanted = np.clip(np.asarray(action, np.float64)[: planned.size], -1.0, 1.0)
+        wanted = np.asarray(action, np.float64)[: planned.size]
         flows = None if run.plan is None else run.plan.flows
         run.control.override[:] = run.set_quotas(residual(planned, wanted), flows)

@@ -8,28 +8,27 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.controlled import Run
-from envs.spaces import Layout
-from hrl_planner.planner.policy import FloatArray
+from hrl_planner.encoding import Layout
+from hrl_planner.planner.allocator import residual
+from hrl_planner.planner.network import Network
 from hrl_planner.spec import ClusterSpec
 
 
-def residual(planned: FloatArray, action: FloatArray) -> FloatArray:
-    """Return the replicas an action asks for: `planned + a * max(1, planned / 2)`, at least 0."""
-    return np.maximum(planned + action * np.maximum(1.0, planned / 2.0), 0.0)
-
-
 class GlobalLevel:
-    """Quotas for all pools every global interval; the rule scales within them.
+    """Quotas for all pools every global interval; local planners scale within them.
 
     Args:
         prior: the policy the action is relative to.
+        scaler: the local planner; None for the rule.
     """
 
     one_pool = False
+    shows_plan = True
 
-    def __init__(self, prior: str = "lp") -> None:
+    def __init__(self, prior: str = "lp", scaler: Network | None = None) -> None:
         """See the class."""
         self.prior: str | None = prior
+        self.scaler = scaler
 
     def action_space(self, layout: Layout) -> spaces.Space[Any]:
         """Return one number in [-1, 1] per pool; those of padded pools do nothing."""
@@ -45,4 +44,4 @@ class GlobalLevel:
         assert plan is not None
         planned = plan.replicas.astype(np.float64)
         wanted = np.asarray(action, np.float64)[: planned.size]
-        run.set_quotas(residual(planned, np.clip(wanted, -1.0, 1.0)), plan.flows)
+        run.set_quotas(residual(planned, wanted), plan.flows)

@@ -6,16 +6,16 @@ from typing import Any
 
 from envs.base import PlannerEnv
 from envs.local_scaler.level import LocalLevel
-from envs.spaces import Layout
+from hrl_planner.encoding import Layout
 
 
 class LocalScalerEnv(PlannerEnv):
     """Scale one pool; the others follow the rule, and quotas come from a given policy.
 
-    - **Observation**: one float32 vector, see `envs.spaces`, with one row of pools: the pool that
-      is scaled. Its `plan` is what the rule-based local planner would ask for.
-    - **Action**: Discrete(7): 0 does what the rule says, 1 to 6 add -2, -1, 0, 1, 2, 4 replicas to
-      the target; more than the quota or the budget allow is not given.
+    - **Observation**: one float32 vector, see `hrl_planner.encoding`, with one row of pools: the
+      pool that is scaled. Its `plan` is what the rule-based local planner would ask for.
+    - **Action**: Discrete(8): 0 does what the rule says, 1 to 6 add -2, -1, 0, 1, 2, 4 replicas to
+      the target, 7 goes to the quota; more than the quota or the budget allow is not given.
     - **Reward**: `envs.reward`, of the whole cluster.
     - **Step**: the spec's `intervals.local_s`.
     - **Ends**: never terminates; truncated at the end of the trace.

@@ -8,19 +8,25 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.controlled import Run
-from envs.spaces import Layout
+from hrl_planner.encoding import Layout
+from hrl_planner.planner.network import Network
+from hrl_planner.planner.scaler import BY_RULE, CHANGES, target_of
 from hrl_planner.spec import ClusterSpec
-
-CHANGES = (0, -2, -1, 0, 1, 2, 4)
-"""Replicas added by each action; action 0 is the rule's choice, whatever that is."""
 
 
 def apply_change(run: Run, pool: int, action: int) -> None:
     """Ask for a pool's replicas; the compiled loop keeps them within quota and budget."""
-    if action != 0:
-        target = int(run.simulation.cluster.pools[pool]["target"])
-        least = int(run.budget.minimum[pool])
-        run.control.override[pool] = max(least, target + CHANGES[action])
+    if action == BY_RULE:
+        return
+    row = run.simulation.cluster.pools[pool]
+    run.control.override[pool] = target_of(
+        action,
+        0,
+        int(row["target"]),
+        float(run.control.quota[pool]),
+        int(run.budget.minimum[pool]),
+        int(run.budget.maximum[pool]),
+    )
 
 
 class LocalLevel:
@@ -31,6 +37,8 @@ class LocalLevel:
     """
 
     one_pool = True
+    shows_plan = False
+    scaler: Network | None = None
 
     def __init__(self, prior: str = "lp") -> None:
         """See the class."""
@@ -60,3 +68,23 @@ class LocalLevel:
             run.set_quotas(drawn * run.budget.maximum, None)
         elif run.plan is not None:
             run.set_quotas(run.plan.replicas.astype(np.float64), run.plan.flows)
+
+
+class AllPoolsLevel(LocalLevel):
+    """Every pool by the same agent at once, quotas by the prior: how shared weights are trained.
+
+    Args:
+        prior: the policy that sets quotas, or "random" for quotas drawn within the budget.
+    """
+
+    one_pool = False
+
+    def action_space(self, layout: Layout) -> spaces.Space[Any]:
+        """Return a choice among CHANGES per pool; those of padded pools do nothing."""
+        return spaces.MultiDiscrete([len(CHANGES)] * layout.max_pools)
+
+    def command(self, run: Run, action: Any) -> None:
+        """Set new quotas where they are due, then the replicas of all pools."""
+        self.renew_quotas(run)
+        for pool in range(run.budget.maximum.size):
+            apply_change(run, pool, int(action[pool]))

@@ -44,6 +44,19 @@ class PlanContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Advice:
+    """What a planner knows beyond its plan; a learned policy on top of it reads it.
+
+    Attributes:
+        marginal: value of one more GPU in each pool, where serving all is worth 1, shape (P,).
+        planned_rps: rate each class was planned for, shape (C,).
+    """
+
+    marginal: FloatArray
+    planned_rps: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One decision.
 
@@ -54,12 +67,14 @@ class Plan:
         quotas: upper bound per pool within which local planners may move, shape (P,); None when
             the policy has no hierarchy, and then the quota is the target.
         reason: one line for people, shown in decision logs.
+        advice: for a learned policy that corrects this plan.
     """
 
     replicas: IntArray
     flows: FloatArray | None = None
     quotas: IntArray | None = None
     reason: str = field(default="", compare=False)
+    advice: Advice | None = field(default=None, compare=False)
 
 
 @runtime_checkable
