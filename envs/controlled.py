@@ -42,12 +42,14 @@ class Level(Protocol):
         one_pool: the observation shows one pool, not all.
         shows_plan: the observation's plan is the prior's; else what the rule wishes.
         scaler: the local planner of pools the agent does not scale; None for the rule.
+        penalty: weight of `Run.excess` against the reward where many clusters are stepped.
     """
 
     prior: str | None
     one_pool: bool
     shows_plan: bool
     scaler: Network | None
+    penalty: float
 
     def action_space(self, layout: Layout) -> spaces.Space[Any]:
         """Return what actions look like."""
@@ -71,6 +73,7 @@ class Run:
         pool: index of the pool a local agent scales, or ALL_POOLS.
         step_s: time between two actions.
         plan: the prior's latest plan, None where there is no prior.
+        excess: GPUs last asked for beyond the budget, over the whole budget.
         next_quotas_s: when a level that acts more often sets quotas again.
         generator: for quotas drawn at random.
     """
@@ -107,6 +110,7 @@ class Run:
         self.plan: Plan | None = None
         self.next_plan_s = 0.0
         self.next_quotas_s = 0.0
+        self.excess = 0.0
         self.generator = generator
 
     def context(self) -> PlanContext:
@@ -135,6 +139,9 @@ class Run:
         """Project wishes onto the budget and make them the pools' quotas."""
         current = current_targets(self.observation())
         quotas = project(desired, current, self.budget)
+        limits = self.budget.type_budget
+        asked = np.bincount(self.budget.type_index, self.budget.gpus * desired, limits.size)
+        self.excess = float(np.maximum(asked - limits, 0.0).sum() / max(limits.sum(), 1))
         self.control.quota[:] = quotas
         if flows is not None:
             self.simulation.set_flows(flows)

@@ -130,14 +130,21 @@ EpisodeSource = Callable[[EpisodeOptions, np.random.Generator], Episode]
 """Makes the next episode of a place; everything random comes from the generator."""
 
 
-def make_episode(options: EpisodeOptions, generator: np.random.Generator) -> Episode:
+def make_episode(
+    options: EpisodeOptions, generator: np.random.Generator, day: int | None = None
+) -> Episode:
     """Make an episode; the same generator state and options make the same one.
+
+    Args:
+        options: what is chosen of it.
+        generator: draws the rest.
+        day: seed of the traffic and of start-up times; absent, drawn.
 
     Raises:
         HrlPlannerError: naming what is wrong with an option.
     """
     options.check()
-    seed = int(generator.integers(2**31))
+    seed = int(generator.integers(2**31)) if day is None else day
     scenario = options.scenario
     if scenario is None and options.trace is None:
         scenario = TRAINING[int(generator.integers(len(TRAINING)))]

@@ -21,6 +21,7 @@ from envs.base import RENDER_MODES, layout_of
 from envs.controlled import Episodes, Level, info_of, steps_of
 from envs.episodes import EpisodeOptions, EpisodeSource, make_episode
 from envs.future import future_size
+from envs.reward import TERMS
 from envs.spaces import observation_space
 from hrl_planner.encoding import Layout
 from hrl_planner.errors import ScenarioError
@@ -77,6 +78,9 @@ class ClusterVecEnv(VecEnv):
         self._returns = np.zeros(n_envs)
         self._last_step = np.zeros(n_envs, np.int64)
         self._stagger = stagger
+        self._penalty = level.penalty
+        self.reward_terms = np.zeros((n_envs, len(TERMS)))
+        """The last step's reward by term, (n_envs, len(envs.reward.TERMS))."""
 
     def reset(self) -> NDArray[np.float32]:
         """Begin an episode everywhere; seeds and options set before take effect."""
@@ -110,7 +114,11 @@ class ClusterVecEnv(VecEnv):
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
         """Step every cluster; those at their end begin anew."""
         observations, terms = self._episodes.step(self._actions)
+        self.reward_terms = terms
         rewards = terms.sum(axis=1)
+        if self._penalty > 0.0:
+            runs = (self._episodes.run(i) for i in range(self.num_envs))
+            rewards -= self._penalty * np.array([run.excess for run in runs])
         self._steps += 1
         self._returns += rewards
         dones = self._steps >= self._last_step

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hrl_planner.errors import SpecError
+from hrl_planner.errors import HrlPlannerError, SpecError
 
 _HERE = Path(__file__).parent
 # Installed packages carry the specs inside; a source tree keeps its one copy under experiments/.
@@ -53,18 +53,35 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_spec_file(path: Path) -> dict[str, Any]:
-    """Return the plain data of a spec file, profile paths resolved against its directory."""
+def read_mapping(
+    path: Path, what: str = "spec", kind: type[HrlPlannerError] = SpecError
+) -> dict[str, Any]:
+    """Return the plain data of a YAML file that holds one mapping.
+
+    Args:
+        path: the file.
+        what: what it is, for messages.
+        kind: error to raise.
+
+    Raises:
+        HrlPlannerError: of that kind, with file, line and reason.
+    """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         at = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SpecError(f"{path}{at}: not valid YAML: {error.problem or error.context}") from error
+        raise kind(f"{path}{at}: not valid YAML: {error.problem or error.context}") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from error
+        raise kind(f"{path}: cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise SpecError(f"{path}: a spec is a mapping of fields, this is {type(data).__name__}")
+        raise kind(f"{path}: a {what} is a mapping of fields, this is {type(data).__name__}")
+    return data
+
+
+def read_spec_file(path: Path) -> dict[str, Any]:
+    """Return the plain data of a spec file, profile paths resolved against its directory."""
+    data = read_mapping(path)
     _resolve_profiles(data, path.parent)
     return data
 

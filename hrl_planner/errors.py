@@ -6,6 +6,8 @@
       TraceError      a request trace is malformed (readers add file and line)
       ScenarioError   an unknown scenario, or one that cannot be built on this spec
       PolicyError     an unknown policy or a parameter it does not have
+      CheckpointError a trained planner is missing, damaged or does not fit
+      TrainingError   a training config or folder is at fault
 
 Whoever raises one writes a message that names the file, the field and the value, and what would
 be right. The command line prints that message and exits with status 2; it never shows a traceback
@@ -35,3 +37,11 @@ class ScenarioError(HrlPlannerError):
 
 class PolicyError(HrlPlannerError):
     """A policy is unknown or was given a parameter it does not have."""
+
+
+class CheckpointError(HrlPlannerError):
+    """A checkpoint is missing, damaged, or does not fit this version."""
+
+
+class TrainingError(HrlPlannerError):
+    """A training config is malformed, or a training folder cannot be continued."""

@@ -24,6 +24,7 @@ class FlatLevel:
     one_pool = False
     shows_plan = True
     scaler: Network | None = None
+    penalty = 0.0
 
     def __init__(self, prior: str | None = None) -> None:
         """See the class."""

@@ -20,13 +20,18 @@ class GlobalLevel:
     Args:
         prior: the policy the action is relative to.
         scaler: the local planner; None for the rule.
+        penalty: taken from the reward for asking for as many GPUs again as the budget has; for
+            comparison, the projection holds the budget without it.
     """
 
     one_pool = False
     shows_plan = True
 
-    def __init__(self, prior: str = "lp", scaler: Network | None = None) -> None:
+    def __init__(
+        self, prior: str = "lp", scaler: Network | None = None, penalty: float = 0.0
+    ) -> None:
         """See the class."""
+        self.penalty = penalty
         self.prior: str | None = prior
         self.scaler = scaler
 

@@ -39,6 +39,7 @@ class LocalLevel:
     one_pool = True
     shows_plan = False
     scaler: Network | None = None
+    penalty = 0.0
 
     def __init__(self, prior: str = "lp") -> None:
         """See the class."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hrl_planner.cli import evaluate, profile, simulate, trace
+from hrl_planner.cli import checkpoint, evaluate, profile, simulate, trace, train
 from hrl_planner.errors import HrlPlannerError
 
 # Module that is missing: the extra of this package that brings it.
@@ -30,6 +30,9 @@ _EXTRAS = {
     "torch": "train",
     "stable_baselines3": "train",
     "cma": "train",
+    "tensorboard": "train",
+    "optuna": "train",
+    "ray": "ray",
 }
 
 
@@ -66,6 +69,8 @@ app = typer.Typer(
 )
 app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
+app.command()(train.train)
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hrl_planner.errors import PolicyError
@@ -32,6 +33,12 @@ def _rule(**parameters: float) -> Policy:
     return RulePolicy(RuleParameters(**parameters))
 
 
+def _learned(path: str | None = None, shield: bool = True, local: str = "learned") -> Policy:
+    from hrl_planner.planner.deployed import DeployedPlanner
+
+    return DeployedPlanner(None if path is None else Path(path), shield=shield, local=local)
+
+
 _POLICIES: dict[str, tuple[Callable[..., Policy], str]] = {
     "static": (StaticPolicy, "a fixed split of the budget"),
     "hpa": (HpaPolicy, "Kubernetes' HPA per pool, on utilisation"),
@@ -39,6 +46,7 @@ _POLICIES: dict[str, tuple[Callable[..., Policy], str]] = {
     "lp": (FluidPlanner, "the fluid LP on a forecast over the start-up horizon"),
     "lp-oracle": (OracleFluidPlanner, "the fluid LP with perfect foresight (a bound)"),
     "rule": (_rule, "thresholds on utilisation, KV use, queue and latency"),
+    "learned": (_learned, "a trained checkpoint over the LP, shielded; path=FOLDER"),
     "thresholds": (ThresholdsPolicy, "the rule, its thresholds tuned for the spec by CMA-ES"),
 }
 

@@ -1,0 +1,1 @@
+"""Training: config -> stages (PPO on the batched simulator) -> checkpoint."""

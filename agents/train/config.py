@@ -1,0 +1,236 @@
+"""What a training run consists of, as a YAML file: spec, networks, randomisation, stages.
+
+`experiments/train/*.yaml` hold the configs behind published checkpoints. Everything has a default
+that suits the reference spec; `--set stages.0.steps=1000` changes one value.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from envs.episodes import TRAINING
+from hrl_planner._spec_file import describe, read_mapping
+from hrl_planner.errors import TrainingError
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(_Model):
+    """Sizes of both networks.
+
+    Attributes:
+        class_hidden: width of the class encoder.
+        hidden: width of the allocator's pool encoder and head.
+        scaler_hidden: the same of the scaler, which runs inside the simulator's loop.
+        attention: let pools attend to each other in the allocator.
+        sees_future: let the critics see the arrivals to come (the policies never do).
+    """
+
+    class_hidden: int = Field(16, ge=1, le=1024)
+    hidden: int = Field(64, ge=1, le=1024)
+    scaler_hidden: int = Field(32, ge=1, le=1024)
+    attention: bool = False
+    sees_future: bool = True
+
+
+class RandomiseConfig(_Model):
+    """What differs from episode to episode (domain randomisation); a pair is a range.
+
+    Attributes:
+        scenarios: shapes of the load, drawn evenly.
+        durations_s: lengths of an episode, drawn evenly.
+        load: factor on the scenario's rates.
+        budget: factor on the GPUs of every type.
+        startup: factor on start-up times, which stay within 30 to 420 s.
+        profile_error: deviation of the log of the true step times around the profile's.
+        scrape_lag_s: age of the metrics.
+        drop_pool: chance that a pool does not exist.
+        failures: chance that workers fail at all, then every 2 hours each.
+    """
+
+    scenarios: tuple[str, ...] = TRAINING
+    durations_s: tuple[float, ...] = (1800.0, 3600.0)
+    load: tuple[float, float] = (0.3, 1.1)
+    budget: tuple[float, float] = (0.4, 1.0)
+    startup: tuple[float, float] = (0.5, 2.0)
+    profile_error: float = Field(0.1, ge=0, le=1)
+    scrape_lag_s: tuple[float, float] = (2.0, 30.0)
+    drop_pool: float = Field(0.1, ge=0, lt=1)
+    failures: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> RandomiseConfig:
+        from hrl_planner.workload.scenarios import SCENARIOS
+
+        for name in self.scenarios:
+            if name not in SCENARIOS:
+                raise ValueError(f"scenarios: unknown {name!r}; one of {', '.join(SCENARIOS)}")
+        if not self.scenarios or not self.durations_s or min(self.durations_s) < 60.0:
+            raise ValueError("scenarios and durations_s need entries; durations are at least 60 s")
+        for field in ("load", "budget", "startup"):
+            low, high = getattr(self, field)
+            if not 0.0 < low <= high < 100.0:
+                raise ValueError(f"{field}: {low} to {high} is no range of factors above 0")
+        if not 0.0 <= self.scrape_lag_s[0] <= self.scrape_lag_s[1]:
+            raise ValueError(f"scrape_lag_s: {self.scrape_lag_s} is no range")
+        return self
+
+
+class PpoConfig(_Model):
+    """Proximal policy optimisation, see stable_baselines3.PPO for the meaning of each."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    epochs: int = Field(6, ge=1)
+    batch: int = Field(480, ge=2)
+    gamma: float = Field(0.97, gt=0, le=1)
+    gae_lambda: float = Field(0.9, gt=0, le=1)
+    clip: float = Field(0.2, gt=0)
+    target_kl: float = Field(0.03, gt=0)
+    entropy: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(0.5, gt=0)
+
+
+class StageConfig(_Model):
+    """One stage: who learns, under whom, for how long.
+
+    Attributes:
+        level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
+        quotas: who sets quotas while a scaler learns: `random`, a policy, or `learned` for the
+            allocator of the stage before.
+        steps: environment steps in all.
+        n_envs: clusters side by side.
+        n_steps: steps of each between two updates.
+        critic_only: updates at first that train the critic alone.
+        std: deviation of the residual at first.
+        rule_odds: log-odds of following the rule at first.
+        penalty: weight of GPUs asked for beyond the budget in the reward; 0 leaves all to the
+            projection.
+        ppo: the algorithm's numbers.
+    """
+
+    level: Literal["scaler", "allocator", "flat"]
+    quotas: str = "random"
+    steps: int = Field(ge=1)
+    n_envs: int = Field(32, ge=1, le=4096)
+    n_steps: int = Field(60, ge=2)
+    critic_only: int = Field(3, ge=0)
+    std: float = Field(0.4, gt=0, le=2)
+    rule_odds: float = Field(2.0, ge=0)
+    penalty: float = Field(0.0, ge=0)
+    ppo: PpoConfig = PpoConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> StageConfig:
+        if self.n_envs * self.n_steps < self.ppo.batch:
+            raise ValueError(
+                f"ppo.batch: {self.ppo.batch} is more than n_envs x n_steps = "
+                f"{self.n_envs * self.n_steps}"
+            )
+        return self
+
+
+class ValidationConfig(_Model):
+    """When and on how many validation days a stage is judged."""
+
+    episodes: int = Field(24, ge=1)
+    every: int = Field(10, ge=1, description="updates between two validations")
+
+
+class TrainConfig(_Model):
+    """A training run.
+
+    Attributes:
+        name: of the run and its checkpoint.
+        spec: the cluster, by name or file.
+        seed: of everything random.
+        prior: the policy the allocator corrects.
+        threads: of the simulator.
+        prior_processes: processes that make the prior's plans, 0 for none.
+        network: sizes.
+        randomise: what differs between episodes.
+        validation: how a stage is judged.
+        stages: in order.
+    """
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    spec: str = "reference"
+    seed: int = Field(0, ge=0)
+    prior: str = "lp"
+    threads: int = Field(2, ge=1)
+    prior_processes: int = Field(0, ge=0)
+    network: NetworkConfig = NetworkConfig()
+    randomise: RandomiseConfig = RandomiseConfig()
+    validation: ValidationConfig = ValidationConfig()
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        seen: set[str] = set()
+        for i, stage in enumerate(self.stages):
+            if stage.level == "scaler" and stage.quotas == "learned" and "allocator" not in seen:
+                raise ValueError(f"stages.{i}.quotas: no allocator is trained before this stage")
+            seen.add(stage.level)
+        return self
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """Return a copy with fields replaced, validated."""
+        return parse({**self.model_dump(), **changes}, self.name)
+
+
+def parse(data: dict[str, Any], where: str) -> TrainConfig:
+    """Validate plain data.
+
+    Raises:
+        TrainingError: naming the file, the field and the value.
+    """
+    try:
+        return TrainConfig.model_validate(data)
+    except ValidationError as error:
+        raise TrainingError(describe(error, where)) from error
+
+
+def load_config(path: Path, changes: tuple[str, ...] = ()) -> TrainConfig:
+    """Read a config file.
+
+    Args:
+        path: the YAML file.
+        changes: `field.field=value`, applied over the file's; values are YAML.
+
+    Raises:
+        TrainingError: naming the file, the field and the value.
+    """
+    data = read_mapping(path, "training config", TrainingError)
+    for change in changes:
+        _apply(data, change)
+    return parse(data, str(path))
+
+
+def _apply(data: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise TrainingError(f"--set {change}: not of the form field.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise TrainingError(f"--set {change}: the value is no YAML: {error}") from error
+    *way, last = key.split(".")
+    place: Any = data
+    for name in way:
+        if isinstance(place, list) and name.isdigit() and int(name) < len(place):
+            place = place[int(name)]
+        elif isinstance(place, dict):
+            place = place.setdefault(name, {})
+        else:
+            raise TrainingError(f"--set {change}: there is no {name!r} to go into")
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise TrainingError(f"--set {change}: there is no {last!r} to set")

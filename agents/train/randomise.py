@@ -1,0 +1,116 @@
+"""Episodes for training: another load, another cluster, another truth every time.
+
+Days are seeds of the traffic, split for good: 0 to 99 are for tests, 100 to 999 for validation,
+1000 and more for training. The clock starts at a random time of day, because the scenarios' shapes
+are no days a policy could know by the hour. What planners are told (`Episode.spec`) has the true
+start-up times, budget and pools; step times really are (`Episode.truth`) what no profile says
+exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from agents.train.config import RandomiseConfig
+from envs.episodes import Episode, EpisodeOptions, make_episode
+from hrl_planner.encoding import DAY_S
+from hrl_planner.spec import ClusterSpec, PoolSpec, StartupSpec
+
+FIRST_VALIDATION_DAY, FIRST_TRAINING_DAY = 100, 1000
+_TRAINING_DAYS = 2**30
+_STARTUP_S = (30.0, 420.0)
+_MTBF_H = 2.0
+
+
+class RandomEpisodes:
+    """An `EpisodeSource` that draws everything a config leaves open.
+
+    Args:
+        spec: the cluster to vary.
+        config: what to vary, and how far.
+        validation: draw validation days instead of training days.
+    """
+
+    def __init__(self, spec: ClusterSpec, config: RandomiseConfig, validation: bool) -> None:
+        """See the class."""
+        self._spec, self._config = spec, config
+        self._days = (
+            (FIRST_VALIDATION_DAY, FIRST_TRAINING_DAY)
+            if validation
+            else (FIRST_TRAINING_DAY, FIRST_TRAINING_DAY + _TRAINING_DAYS)
+        )
+
+    def __call__(self, options: EpisodeOptions, generator: np.random.Generator) -> Episode:
+        """Make the next episode."""
+        config = self._config
+        options = replace(
+            options,
+            spec=self._spec,
+            scenario=str(generator.choice(config.scenarios)),
+            duration_s=float(generator.choice(config.durations_s)),
+            load=float(generator.uniform(*config.load)),
+        )
+        episode = make_episode(options, generator, day=int(generator.integers(*self._days)))
+        told = vary(episode.spec, config, generator)
+        return replace(
+            episode,
+            spec=told,
+            truth=truth_of(told, config.profile_error, generator),
+            start_s=float(generator.uniform(0.0, DAY_S)),
+        )
+
+
+def vary(spec: ClusterSpec, config: RandomiseConfig, generator: np.random.Generator) -> ClusterSpec:
+    """Return a cluster with other pools, budget, start-up times, metric lag and failures."""
+    from agents.bounds.specs import tighten
+
+    kept = _pools(spec, config.drop_pool, generator)
+    factor = float(np.exp(generator.uniform(*np.log(config.startup))))
+    mtbf_h = _MTBF_H if generator.random() < config.failures else None
+    pools = tuple(
+        pool.model_copy(update={"startup": _slower(pool.startup, factor), "mtbf_h": mtbf_h})
+        for pool in kept
+    )
+    lag_s = float(generator.uniform(*config.scrape_lag_s))
+    intervals = spec.intervals.model_copy(update={"scrape_lag_s": lag_s})
+    # A routing grid written by hand names pools that may be gone.
+    router = spec.router.model_copy(update={"prefill_grid": None, "decode_grid": None})
+    varied = spec.replace(pools=pools, intervals=intervals, router=router)
+    return tighten(varied, float(generator.uniform(*config.budget)))
+
+
+def truth_of(
+    spec: ClusterSpec, deviation: float, generator: np.random.Generator
+) -> ClusterSpec | None:
+    """Return the cluster with step times that differ from the profiles', pool by pool."""
+    if deviation == 0.0:
+        return None
+    pools = tuple(
+        pool.model_copy(
+            update={"latency_scale": pool.latency_scale * float(np.exp(error * deviation))}
+        )
+        for pool, error in zip(spec.pools, generator.standard_normal(len(spec.pools)), strict=True)
+    )
+    return spec.replace(pools=pools)
+
+
+def _pools(
+    spec: ClusterSpec, chance: float, generator: np.random.Generator
+) -> tuple[PoolSpec, ...]:
+    """Drop pools at random; each role keeps the ones with a guaranteed minimum, or its first."""
+    drawn = generator.random(len(spec.pools)) < chance
+    needed = {pool.role: pool.name for pool in reversed(spec.pools)}
+    keep = tuple(
+        pool
+        for pool, gone in zip(spec.pools, drawn, strict=True)
+        if not gone or pool.min_replicas > 0 or needed[pool.role] == pool.name
+    )
+    return keep
+
+
+def _slower(startup: StartupSpec, factor: float) -> StartupSpec:
+    mean_s = float(np.clip(startup.mean_s * factor, *_STARTUP_S))
+    spread_s = startup.spread_s * mean_s / max(startup.mean_s, 1e-9)
+    return startup.model_copy(update={"mean_s": mean_s, "spread_s": min(spread_s, mean_s)})

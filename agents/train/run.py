@@ -1,0 +1,230 @@
+"""A training run from its config to a checkpoint: stage after stage, resumable at every update.
+
+out/train/<name>/
+config.yaml            what is trained; a folder belongs to one config
+stage-1-scaler/        state.pt (training continues from it), TensorBoard logs
+stage-2-allocator/     the same, and checkpoint/ for the stage behind it
+stage-3-scaler/
+checkpoint/            the result
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
+
+from agents.policies.network import Normaliser
+from agents.policies.policy import SetPolicy
+from agents.train import export
+from agents.train.callbacks import Progress, StageCallback
+from agents.train.config import StageConfig, TrainConfig
+from agents.train.stage import (
+    VALIDATION_SEED,
+    Extent,
+    make_env,
+    make_level,
+    make_model,
+    measure_features,
+    shape_of,
+    stage_folder,
+    update_seed,
+)
+from agents.train.state import read_state, restore
+from agents.train.validation import judge
+from envs.vec_env import ClusterVecEnv
+from hrl_planner.errors import TrainingError
+from hrl_planner.planner.network import Network, pack
+
+Tensors = dict[str, NDArray[np.float32]]
+_FEATURES_UPDATE = 2**31  # its own seed, apart from those of all updates
+
+
+@dataclass
+class Trained:
+    """What a finished stage leaves to the next.
+
+    Attributes:
+        stage: its config.
+        tensors: best weights.
+        network: the same, packed.
+        extent: of the features seen.
+        progress: how it went.
+        reward: mean, variance and count of the reward's normaliser.
+    """
+
+    stage: StageConfig
+    tensors: Tensors
+    network: Network
+    extent: Extent
+    progress: Progress
+    reward: tuple[float, float, float]
+
+
+OnProgress = Callable[[int, StageConfig, Progress, int], None]
+"""Told the stage's number, its config, where it stands, and the updates there are in all."""
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    on_progress: OnProgress,
+    only: int | None = None,
+) -> Path | None:
+    """Train every stage that is not finished and write the checkpoint.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        resume: continue what is there.
+        on_progress: called after every update.
+        only: train no stage beyond this one (from 1).
+
+    Returns:
+        The checkpoint's folder; None where stages are left to train.
+
+    Raises:
+        TrainingError: the folder holds another run, or one and `resume` is not given.
+        KeyboardInterrupt: Ctrl-C; the last finished update is saved.
+    """
+    _open(config, folder, resume)
+    numba.set_num_threads(min(config.threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(1)
+    done: list[Trained] = []
+    for index in range(len(config.stages) if only is None else min(only, len(config.stages))):
+        done.append(_train_stage(config, folder, index, done, on_progress))
+    if len(done) < len(config.stages):
+        return None
+    return export.write(config, folder / "checkpoint", done)
+
+
+def _open(config: TrainConfig, folder: Path, resume: bool) -> None:
+    path = folder / "config.yaml"
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if path.is_file():
+        if not resume:
+            raise TrainingError(
+                f"training folder {folder}: holds a run already; continue it with --resume, or "
+                "choose another --out"
+            )
+        if yaml.safe_load(path.read_text(encoding="utf-8")) != config.model_dump(mode="json"):
+            raise TrainingError(
+                f"training folder {folder}: was begun with another config (see {path}); "
+                "choose another --out"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise TrainingError(f"training folder {folder}: is not empty and holds no config.yaml")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _prior_of(config: TrainConfig, folder: Path, stage: StageConfig, done: list[Trained]) -> str:
+    """Return who plans beside the agent of a stage."""
+    if stage.level != "scaler":
+        return config.prior
+    if stage.quotas != "learned":
+        return stage.quotas
+    path = export.write(config, folder / "under-allocator", done)
+    return f"learned:path={path},shield=false,local=none"
+
+
+def _latest(done: list[Trained], level: str) -> Trained | None:
+    return next((t for t in reversed(done) if t.stage.level == level), None)
+
+
+def _train_stage(
+    config: TrainConfig, run: Path, index: int, done: list[Trained], on_progress: OnProgress
+) -> Trained:
+    stage = config.stages[index]
+    folder = stage_folder(run, index, stage)
+    folder.mkdir(exist_ok=True)
+    below = _latest(done, "scaler")
+    level = make_level(
+        stage, _prior_of(config, run, stage, done), None if below is None else below.network
+    )
+    env = make_env(config, level, stage.n_envs, future=config.network.sees_future, validation=False)
+    validation = make_env(
+        config,
+        level,
+        config.validation.episodes,
+        future=config.network.sees_future,
+        validation=True,
+    )
+    state = read_state(folder)
+    extent = Extent.empty()
+    normaliser = Normaliser.identity()
+    if state is None:
+        seed = update_seed(config, index, _FEATURES_UPDATE)
+        normaliser, extent = measure_features(env, stage, seed)
+    model = make_model(config, stage, env, normaliser)
+    model.set_logger(configure(str(folder), ["tensorboard", "csv"]))
+    policy = model.policy
+    assert isinstance(policy, SetPolicy)
+    progress = Progress()
+    best: Tensors = {}
+    if state is None:
+        _warm_start(policy, stage, done)
+        progress, best = _first_judgement(policy, validation)
+    else:
+        extent = restore(model, state)
+        saved = dict(state["progress"])
+        best = {name: value.numpy() for name, value in saved.pop("best").items()}
+        progress = Progress(**saved)
+    callback = StageCallback(
+        config, stage, index, folder, validation, progress, extent, best,
+        lambda p, n: on_progress(index, stage, p, n),
+    )  # fmt: skip
+    _learn(model, callback)
+    env.close()
+    validation.close()
+    rms = model.get_env().ret_rms  # type: ignore[union-attr]
+    reward = (float(rms.mean), float(rms.var), float(rms.count))
+    network = Network(pack(best, shape_of(stage, config)), shape_of(stage, config))
+    return Trained(stage, best, network, extent, progress, reward)
+
+
+def _warm_start(policy: SetPolicy, stage: StageConfig, done: list[Trained]) -> None:
+    """Begin with the weights of an earlier stage of the same level."""
+    before = _latest(done, stage.level)
+    if before is not None:
+        policy.actor.load(before.tensors)
+        policy.critic.encoder.load_state_dict(
+            {**policy.critic.encoder.state_dict(), **_normaliser_state(policy)}
+        )
+
+
+def _normaliser_state(policy: SetPolicy) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in policy.actor.encoder.named_buffers()}
+
+
+def _first_judgement(policy: SetPolicy, validation: ClusterVecEnv) -> tuple[Progress, Tensors]:
+    """Judge what the stage starts from, and the planner without learning."""
+    prior = judge(validation, None, VALIDATION_SEED)
+    start = judge(validation, policy, VALIDATION_SEED)
+    progress = Progress(
+        best_score=start.score,
+        best_attained=float(start.attained.mean()),
+        prior_score=prior.score,
+        prior_attained=float(prior.attained.mean()),
+        history=[[0, start.score]],
+    )
+    return progress, policy.actor.export()
+
+
+def _learn(model: PPO, callback: StageCallback) -> None:
+    """Run the updates that are left; SB3 collects and learns, one update per call."""
+    steps = callback.stage.n_envs * callback.stage.n_steps
+    while callback.progress.update < callback.n_updates:
+        model.learn(steps, callback=callback, reset_num_timesteps=False, log_interval=1)
+        callback.after_update()

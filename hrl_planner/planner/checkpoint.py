@@ -1,0 +1,249 @@
+"""A trained planner on disk: a folder that is read without running anything it contains.
+
+    manifest.yaml            what it is: networks' sizes, feature schema, ranges, spec, origin
+    allocator.safetensors    weights of the global allocator and its feature normaliser
+    scaler.safetensors       the same of the local scaler; absent where the rule scales
+    README.md                model card, for people
+
+Weights are safetensors: names, shapes and numbers. Loading needs numpy alone and refuses what does
+not fit: an unknown format, a feature schema other than this version's, weights that are missing,
+of another shape or not finite.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hrl_planner._spec_file import describe, read_mapping
+from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS, schema_hash
+from hrl_planner.errors import CheckpointError
+from hrl_planner.planner.network import NetShape, Network, pack
+
+FORMAT_VERSION = 1
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+_MANIFEST, _CARD = "manifest.yaml", "README.md"
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkInfo(_Model):
+    """Sizes of one network, see `NetShape`."""
+
+    class_hidden: int = Field(ge=1, le=4096)
+    hidden: int = Field(ge=1, le=4096)
+    attention: bool
+    pooled: bool
+    outputs: int = Field(ge=1, le=4096)
+
+    @property
+    def shape(self) -> NetShape:
+        """The sizes as the forward pass takes them."""
+        return NetShape(
+            self.class_hidden, self.hidden, int(self.attention), int(self.pooled), self.outputs
+        )
+
+    @classmethod
+    def of(cls, shape: NetShape) -> NetworkInfo:
+        """Describe a network."""
+        return cls(
+            class_hidden=shape.class_hidden,
+            hidden=shape.hidden,
+            attention=bool(shape.attention),
+            pooled=bool(shape.pooled),
+            outputs=shape.outputs,
+        )
+
+
+class SchemaInfo(_Model):
+    """The features a checkpoint reads, in order."""
+
+    hash: str
+    pool_columns: tuple[str, ...]
+    class_columns: tuple[str, ...]
+
+
+class Ranges(_Model):
+    """Lowest and highest value of every feature that training saw."""
+
+    pools: dict[str, tuple[float, float]]
+    classes: dict[str, tuple[float, float]]
+
+
+class RewardNormaliser(_Model):
+    """Running statistics of the discounted return that rewards were divided by in training."""
+
+    mean: float
+    var: float
+    count: float
+
+
+class Manifest(_Model):
+    """Everything about a checkpoint but its weights."""
+
+    format_version: int
+    name: str
+    head: Literal["residual", "moves", "flat"]
+    prior: str = Field(description="policy the allocator corrects, as the registry spells it")
+    allocator: NetworkInfo
+    scaler: NetworkInfo | None = None
+    feature_schema: SchemaInfo
+    ranges: Ranges
+    reward_normaliser: RewardNormaliser | None = None
+    spec: dict[str, Any] = Field(description="the cluster it was trained on")
+    training: dict[str, Any] = Field(default_factory=dict, description="config, seed, steps, time")
+    metrics: dict[str, float] = Field(default_factory=dict, description="at the end of training")
+    git_revision: str = "unknown"
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        path: its folder.
+        manifest: what it is.
+        allocator: the global network.
+        scaler: the local network; None where the rule scales.
+    """
+
+    path: Path
+    manifest: Manifest
+    allocator: Network
+    scaler: Network | None
+
+
+def current_schema() -> SchemaInfo:
+    """Return the feature schema of this version."""
+    return SchemaInfo(hash=schema_hash(), pool_columns=POOL_COLUMNS, class_columns=CLASS_COLUMNS)
+
+
+def shipped(spec_name: str) -> Path:
+    """Return the folder of the checkpoint that ships for a spec.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = SHIPPED / spec_name
+    if not (path / _MANIFEST).is_file():
+        raise CheckpointError(
+            f"no checkpoint ships for spec {spec_name!r}; train one with `hrl-planner train` "
+            "and give learned:path=FOLDER"
+        )
+    return path
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        CheckpointError: naming the file, the field and the value.
+    """
+    path = folder / _MANIFEST
+    data = read_mapping(path, "checkpoint manifest", CheckpointError)
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path}: format_version is {version!r}; this version reads {FORMAT_VERSION}"
+        )
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        raise CheckpointError(describe(error, f"checkpoint {path}")) from error
+    _check_schema(path, manifest.feature_schema)
+    return manifest
+
+
+def load(folder: str | Path) -> Checkpoint:
+    """Load a checkpoint; nothing in it is executed.
+
+    Raises:
+        CheckpointError: it is missing, damaged or does not fit this version.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+    allocator = _network(path / "allocator.safetensors", manifest.allocator)
+    scaler = None
+    if manifest.scaler is not None:
+        scaler = _network(path / "scaler.safetensors", manifest.scaler)
+    return Checkpoint(path, manifest, allocator, scaler)
+
+
+def save(
+    folder: Path,
+    manifest: Manifest,
+    allocator: Tensors,
+    scaler: Tensors | None,
+    card: str,
+) -> None:
+    """Write a checkpoint whole or not at all, in place of what was there.
+
+    Args:
+        folder: where to.
+        manifest: what it is.
+        allocator: tensors by the names of `NetShape.tensors`.
+        scaler: the same of the local network.
+        card: model card in Markdown.
+    """
+    pack(allocator, manifest.allocator.shape)
+    if manifest.scaler is not None and scaler is not None:
+        pack(scaler, manifest.scaler.shape)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    fresh.chmod(0o755)
+    save_file(_contiguous(allocator), fresh / "allocator.safetensors")
+    if scaler is not None:
+        save_file(_contiguous(scaler), fresh / "scaler.safetensors")
+    text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, width=100)
+    (fresh / _MANIFEST).write_text(text, encoding="utf-8")
+    (fresh / _CARD).write_text(card, encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    fresh.rename(folder)
+
+
+def _contiguous(tensors: Tensors) -> Tensors:
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+
+
+def _check_schema(path: Path, found: SchemaInfo) -> None:
+    expected = current_schema()
+    if found.hash == expected.hash:
+        return
+    have = {*found.pool_columns, *found.class_columns}
+    want = {*expected.pool_columns, *expected.class_columns}
+    missing, extra = sorted(want - have), sorted(have - want)
+    raise CheckpointError(
+        f"checkpoint {path}: feature_schema.hash is {found.hash}, this version's is "
+        f"{expected.hash} (features it lacks: {', '.join(missing) or 'none'}; features it has "
+        f"too many: {', '.join(extra) or 'none'}); train it anew"
+    )
+
+
+def _network(path: Path, info: NetworkInfo) -> Network:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
+    for name, value in tensors.items():
+        if not np.all(np.isfinite(value)):
+            raise CheckpointError(f"checkpoint {path}: tensor {name} holds NaN or infinity")
+    try:
+        return Network(pack(tensors, info.shape), info.shape)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from error

@@ -1,0 +1,191 @@
+"""Trained networks as policies: the allocator corrects a planner's plan, the scaler follows it.
+
+    observation -> prior (the fluid LP) -> vector -> network -> action -> residual -> replicas
+
+The functions are those the environments train with: encoding, `residual`, `scale_pools`, budget
+projection. Neither torch nor gymnasium is imported. These policies trust what they see; `shield`
+stands around them wherever a cluster depends on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrl_planner.budget import BudgetArrays, project
+from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, Layout, write_plan
+from hrl_planner.errors import PolicyError
+from hrl_planner.features import FeatureScales
+from hrl_planner.observation import ClusterObservation
+from hrl_planner.planner.allocator import residual
+from hrl_planner.planner.loop import current_targets
+from hrl_planner.planner.network import Network
+from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Policy
+from hrl_planner.planner.rule import RuleParameters, RulePools
+from hrl_planner.planner.scaler import outputs_of, scale_pools, scaler_input
+
+Vector = NDArray[np.float32]
+
+
+class _Reader:
+    """What both levels need to turn an observation into a network's input."""
+
+    def __init__(self, context: PlanContext) -> None:
+        spec = context.spec
+        self.spec = spec
+        self.layout = Layout.of(spec)
+        self.scales = FeatureScales.from_spec(spec)
+        self.budget = BudgetArrays.from_spec(spec)
+        self.rule_pools = RulePools.from_spec(spec, context.blind_pools)
+        self.global_s = spec.intervals.global_s
+
+    def vector(self, observation: ClusterObservation, wish: NDArray[np.int64]) -> Vector:
+        """Return the input vector with the rule's wish in the plan's place."""
+        return scaler_input(
+            observation.pools,
+            observation.classes,
+            wish,
+            self.scales,
+            observation.now_s,
+            0.0,
+            self.global_s,
+        )
+
+    def rows(self, vector: Vector) -> tuple[Vector, Vector]:
+        """Return a vector's rows of pools and of classes."""
+        parts = self.layout.split(vector)
+        return (
+            parts["pools"].reshape(-1, N_POOL_COLUMNS),
+            parts["classes"].reshape(-1, N_CLASS_COLUMNS),
+        )
+
+
+class LearnedAllocator:
+    """A trained global allocator over the planner it corrects.
+
+    Args:
+        network: its weights.
+        prior: makes the plan that actions are relative to.
+        flat: there are no local planners: act every local interval on the latest plan.
+    """
+
+    name = "learned"
+
+    def __init__(self, network: Network, prior: Policy, flat: bool = False) -> None:
+        """See the class."""
+        self.network, self.prior = network, prior
+        self._flat = flat
+        self._plan: Plan | None = None
+        self._next_plan_s = -np.inf
+        self.interval_s = 60.0
+        self._reader: _Reader | None = None
+
+    @property
+    def reader(self) -> _Reader:
+        """How observations of this cluster are read.
+
+        Raises:
+            PolicyError: before `reset`.
+        """
+        if self._reader is None:
+            raise PolicyError("policy learned: decide before reset")
+        return self._reader
+
+    def reset(self, context: PlanContext) -> None:
+        """Prepare for a cluster."""
+        self.prior.reset(context)
+        self._reader = _Reader(context)
+        intervals = context.spec.intervals
+        self.interval_s = intervals.local_s if self._flat else intervals.global_s
+        self._plan, self._next_plan_s = None, -np.inf
+
+    def planned(self, observation: ClusterObservation) -> Plan:
+        """Return the prior's plan, made anew every global interval."""
+        if self._plan is None or observation.now_s >= self._next_plan_s:
+            self._plan = self.prior.decide(observation)
+            self._next_plan_s = observation.now_s + self.reader.global_s
+        return self._plan
+
+    def decide(self, observation: ClusterObservation) -> Plan:
+        """Correct the prior's plan."""
+        plan = self.planned(observation)
+        return self.correct(observation, plan, self.vector(observation, plan))
+
+    def vector(self, observation: ClusterObservation, plan: Plan) -> Vector:
+        """Return what the network is shown."""
+        reader = self.reader
+        vector = reader.vector(observation, plan.replicas)
+        write_plan(vector, reader.layout, plan, reader.scales)
+        return vector
+
+    def action(self, vector: Vector) -> FloatArray:
+        """Return the network's action, one number per pool."""
+        reader = self.reader
+        n_pools, n_classes = len(reader.spec.pools), len(reader.spec.slo_classes)
+        net, shape = self.network
+        return outputs_of(net, shape, vector, n_pools, n_classes)[:, 0].astype(np.float64)
+
+    def correct(self, observation: ClusterObservation, plan: Plan, vector: Vector) -> Plan:
+        """Return a plan with the network's action applied, within the budget."""
+        desired = residual(plan.replicas.astype(np.float64), self.action(vector))
+        if not np.all(np.isfinite(desired)):
+            raise PolicyError("policy learned: the network's answer is not finite")
+        replicas = project(desired, current_targets(observation), self.reader.budget)
+        moved = int(np.abs(replicas - plan.replicas).sum())
+        reason = f"learned: {moved} replicas off the plan; {plan.reason}"
+        return replace(plan, replicas=replicas, reason=reason)
+
+
+class LearnedScaler:
+    """A trained local planner for all pools, within the quotas it is shown.
+
+    Args:
+        network: its weights.
+    """
+
+    name = "scaler"
+
+    def __init__(self, network: Network) -> None:
+        """See the class."""
+        self.network = network
+        self.interval_s = 10.0
+        self._reader: _Reader | None = None
+        self._parameters = RuleParameters().to_array()
+        self._changed_s: FloatArray = np.zeros(0)
+
+    @property
+    def reader(self) -> _Reader:
+        """How observations of this cluster are read."""
+        if self._reader is None:
+            raise PolicyError("policy scaler: decide before reset")
+        return self._reader
+
+    def reset(self, context: PlanContext) -> None:
+        """Prepare for a cluster."""
+        self._reader = _Reader(context)
+        self.interval_s = context.spec.intervals.local_s
+        self._changed_s = np.full(len(context.spec.pools), -np.inf)
+
+    def decide(self, observation: ClusterObservation) -> Plan:
+        """Scale every pool within its quota."""
+        reader = self.reader
+        targets = np.empty(len(reader.spec.pools), np.int64)
+        net, shape = self.network
+        scale_pools(
+            observation.pools,
+            observation.classes,
+            reader.rule_pools,
+            self._parameters,
+            reader.scales,
+            observation.now_s,
+            0.0,
+            reader.global_s,
+            observation.pool_field("quota"),
+            self._changed_s,
+            net,
+            shape,
+            targets,
+        )
+        return Plan(targets, reason="learned scaler")

@@ -1,0 +1,259 @@
+"""What stands between a learned policy and a cluster: reasons not to follow it, in order.
+
+    metrics stale or missing            -> hold what runs (in a long outage: the LP's floor)
+    features outside the training range -> the LP's plan
+    the network fails or answers NaN    -> the LP's plan
+    the LP fails                        -> the threshold rule
+    the rule fails                      -> hold
+
+The local level is the same with the rule in the LP's place. Every departure from the network is an
+`Intervention` with its reason; they are logged, counted, and stand in the plan's reason. The budget
+is not the shield's business: whatever comes out is projected onto it like every plan.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS
+from hrl_planner.observation import ClusterObservation
+from hrl_planner.planner.checkpoint import Ranges
+from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
+from hrl_planner.planner.loop import current_targets
+from hrl_planner.planner.policy import Plan, PlanContext, Policy
+
+_log = logging.getLogger(__name__)
+
+Action = Literal["hold", "plan", "rule"]
+_STALE_S = 60.0
+_MARGIN = 0.1  # of a feature's range: how far outside is still inside
+_LEAST_MARGIN = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """One decision that was not the network's.
+
+    Attributes:
+        t_s: when.
+        level: `allocator` or `scaler`.
+        action: what was done instead.
+        reason: why, for people.
+    """
+
+    t_s: float
+    level: str
+    action: Action
+    reason: str
+
+
+class Interventions:
+    """The departures of one run, newest last; a bounded list and counts of all."""
+
+    def __init__(self, keep: int = 1000) -> None:
+        """See the class."""
+        self.latest: list[Intervention] = []
+        self.counts: Counter[str] = Counter()
+        self._keep = keep
+
+    def add(self, entry: Intervention) -> None:
+        """Log and count one."""
+        self.counts[f"{entry.level}:{entry.action}"] += 1
+        self.latest = [*self.latest[-self._keep + 1 :], entry]
+        _log.info(
+            "%s at %.0f s: %s instead of the network: %s",
+            entry.level, entry.t_s, entry.action, entry.reason,
+        )  # fmt: skip
+
+
+class RangeCheck:
+    """Says which feature of a vector lies outside what training saw.
+
+    Args:
+        ranges: from a checkpoint's manifest.
+    """
+
+    def __init__(self, ranges: Ranges) -> None:
+        """See the class."""
+        self._pools = _limits(ranges.pools, POOL_COLUMNS)
+        self._classes = _limits(ranges.classes, CLASS_COLUMNS)
+
+    def outside(self, pools: NDArray[np.float32], classes: NDArray[np.float32]) -> str | None:
+        """Return what is outside, worst feature first; None if all is inside.
+
+        Args:
+            pools: rows of pools, shape (P, len(POOL_COLUMNS)).
+            classes: rows of classes, shape (C, len(CLASS_COLUMNS)).
+        """
+        for what, rows, limits, names in (
+            ("pool", pools, self._pools, POOL_COLUMNS),
+            ("class", classes, self._classes, CLASS_COLUMNS),
+        ):
+            if not np.all(np.isfinite(rows)):
+                return f"a {what} feature is not finite"
+            excess = np.maximum(limits[0] - rows, rows - limits[1])
+            if excess.max() > 0.0:
+                row, column = np.unravel_index(int(excess.argmax()), excess.shape)
+                value = float(rows[row, column])
+                return (
+                    f"{what} {row}: {names[column]} is {value:.3g}, training saw "
+                    f"{limits[0][column]:.3g} to {limits[1][column]:.3g}"
+                )
+        return None
+
+
+def _limits(
+    ranges: dict[str, tuple[float, float]], columns: tuple[str, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    bounds = np.array([ranges[name] for name in columns])
+    margin = np.maximum(_MARGIN * (bounds[:, 1] - bounds[:, 0]), _LEAST_MARGIN)
+    return bounds[:, 0] - margin, bounds[:, 1] + margin
+
+
+def stale(observation: ClusterObservation) -> str | None:
+    """Return why an observation cannot be decided on, None if it can."""
+    rates = observation.class_field("arrivals_rps")
+    if np.any(np.isnan(rates)):
+        return "no arrival metrics of some class"
+    serving = observation.pool_field("ready") >= 1.0
+    if serving.any():
+        if np.all(np.isnan(observation.pool_field("waiting")[serving])):
+            return "no metrics from any worker"
+        ages = observation.pool_field("metrics_age_s")[serving]
+        youngest = float(np.nanmin(ages)) if np.any(~np.isnan(ages)) else np.inf
+        if youngest > _STALE_S:
+            return f"the newest metrics are {youngest:.0f} s old"
+    return None
+
+
+def hold(observation: ClusterObservation, reason: str) -> Plan:
+    """Return a plan that changes nothing."""
+    return Plan(np.maximum(current_targets(observation), 0), reason=f"hold: {reason}")
+
+
+class ShieldedAllocator:
+    """A learned allocator that gives way where it should not decide.
+
+    Args:
+        learned: the allocator; its prior is the first fallback.
+        rule: the second.
+        ranges: what training saw.
+        log: where interventions go.
+    """
+
+    name = "learned"
+
+    def __init__(
+        self, learned: LearnedAllocator, rule: Policy, ranges: Ranges, log: Interventions
+    ) -> None:
+        """See the class."""
+        self._learned, self._rule = learned, rule
+        self._check = RangeCheck(ranges)
+        self._log = log
+        self.interval_s = learned.interval_s
+
+    def reset(self, context: PlanContext) -> None:
+        """Reset every policy there is to fall back to."""
+        self._learned.reset(context)
+        self._rule.reset(context)
+        self.interval_s = self._learned.interval_s
+
+    def decide(self, observation: ClusterObservation) -> Plan:
+        """Follow the network, or say why not."""
+        # The prior sees every observation, also those it is not asked about: it keeps the demand.
+        plan, failure = _attempt(lambda: self._learned.planned(observation))
+        why = stale(observation)
+        if why is not None:
+            answer = plan if plan is not None else hold(observation, why)
+            return self._instead(observation, "hold", why, answer)
+        if plan is None:
+            return self._by_rule(observation, failure)
+        try:
+            vector = self._learned.vector(observation, plan)
+            why = self._check.outside(*self._learned.reader.rows(vector))
+            if why is None:
+                return self._learned.correct(observation, plan, vector)
+        except Exception as error:  # whatever a network or an odd observation can raise
+            why = f"{type(error).__name__}: {error}"
+        return self._instead(observation, "plan", why, plan)
+
+    def _by_rule(self, observation: ClusterObservation, failure: str) -> Plan:
+        plan, failure_2 = _attempt(lambda: self._rule.decide(observation))
+        if plan is not None:
+            return self._instead(observation, "rule", f"the LP failed: {failure}", plan)
+        why = f"the LP failed: {failure}; the rule failed: {failure_2}"
+        return self._instead(observation, "hold", why, hold(observation, why))
+
+    def _instead(
+        self, observation: ClusterObservation, action: Action, why: str, plan: Plan
+    ) -> Plan:
+        self._log.add(Intervention(observation.now_s, "allocator", action, why))
+        return Plan(plan.replicas, plan.flows, reason=f"shield, {action}: {why}; {plan.reason}")
+
+
+class ShieldedScaler:
+    """A learned scaler that gives way to the rule, and to holding.
+
+    Args:
+        learned: the scaler.
+        rule: what it gives way to.
+        ranges: what training saw.
+        log: where interventions go.
+    """
+
+    name = "scaler"
+
+    def __init__(
+        self, learned: LearnedScaler, rule: Policy, ranges: Ranges, log: Interventions
+    ) -> None:
+        """See the class."""
+        self._learned, self._rule = learned, rule
+        self._check = RangeCheck(ranges)
+        self._log = log
+        self.interval_s = learned.interval_s
+
+    def reset(self, context: PlanContext) -> None:
+        """Reset both."""
+        self._learned.reset(context)
+        self._rule.reset(context)
+        self.interval_s = self._learned.interval_s
+
+    def decide(self, observation: ClusterObservation) -> Plan:
+        """Follow the network, or say why not."""
+        fallback, failure = _attempt(lambda: self._rule.decide(observation))
+        why = stale(observation)
+        if why is not None:
+            return self._instead(observation, "hold", why, hold(observation, why))
+        try:
+            reader = self._learned.reader
+            wish = current_targets(observation) if fallback is None else fallback.replicas
+            why = self._check.outside(*reader.rows(reader.vector(observation, wish)))
+            if why is None:
+                return self._learned.decide(observation)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        if fallback is None:
+            why = f"{why}; the rule failed: {failure}"
+            return self._instead(observation, "hold", why, hold(observation, why))
+        return self._instead(observation, "rule", why, fallback)
+
+    def _instead(
+        self, observation: ClusterObservation, action: Action, why: str, plan: Plan
+    ) -> Plan:
+        self._log.add(Intervention(observation.now_s, "scaler", action, why))
+        return Plan(plan.replicas, reason=f"shield, {action}: {why}")
+
+
+def _attempt(decide: Callable[[], Plan]) -> tuple[Plan | None, str]:
+    """Return a plan, or None and what went wrong."""
+    try:
+        return decide(), ""
+    except Exception as error:  # a fallback must stand whatever its predecessor did
+        return None, f"{type(error).__name__}: {error}"
