@@ -15,31 +15,36 @@ Requests are a fluid. With cap[c, i] the rate one replica of pool i sustains for
     GPUs per type, GPUs in total, watts;  low_i <= n_i <= high_i.
 
 The terms for changes double as tie-break: of equally good plans the one nearest to what runs wins.
-HiGHS solves it; the model is built once per cluster, later solves change only numbers and start
-from the last basis. The duals of the pool rows are the marginal value of a GPU in each pool.
+They are convex and bend at current_i, so n_i is low_i plus two bounded columns, up to there and
+beyond. No flow and n = low is feasible if anything is: `_simplex.py` starts from there, in
+microseconds. The duals of the pool rows are the marginal value of a GPU in each pool.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import highspy
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_planner._highs import new_solver
+from hrl_planner import _simplex
+from hrl_planner._compiled import compiled
 from hrl_planner.budget import UNLIMITED, BudgetArrays
-from hrl_planner.capacity import AGGREGATED, DECODE, PREFILL, ROLES
+from hrl_planner.capacity import DECODE, PREFILL, ROLES
 
 if TYPE_CHECKING:
     from hrl_planner.spec import ClusterSpec
 
 FloatArray = NDArray[np.float64]
 
-_INFINITY = highspy.kHighsInf
-# Serving a request must always be worth its wear on the numbers: HiGHS' tolerances are 1e-7.
+IntArray = NDArray[np.int64]
+
+# Serving a request must always be worth its wear on the numbers.
 _LEAST_DEMAND = 1e-6
+_LEAST_CAPACITY = 1e-9  # requests/s; a pool below that serves no request of the class
+_KEPT, _ADDED = -2, -1  # columns of replicas, below and above what runs
+_SLACK = 1e-7  # GPUs; a lower bound may exceed a budget by that, as it comes from arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +86,66 @@ class Allocation:
     marginal: FloatArray
 
 
+class _Fixed(NamedTuple):
+    """What all problems of a cluster share.
+
+    Attributes:
+        role: PREFILL, DECODE or AGGREGATED, shape (P,).
+        value: of a request in time, shape (C,).
+        usable: share of a replica that may be planned with, shape (P,).
+        price: weighted cost of holding a replica, shape (P,).
+        start: weighted cost of starting one, shape (P,).
+        stop: weighted cost of stopping one, shape (P,).
+        type_index: GPU type of each pool, shape (P,).
+        gpus: GPUs per replica, shape (P,).
+        sums: what a replica takes of the limits on all pools together, shape (S, P).
+        sum_limits: those limits, shape (S,): GPUs in total and watts, where they are bounded.
+    """
+
+    role: IntArray
+    value: FloatArray
+    usable: FloatArray
+    price: FloatArray
+    start: FloatArray
+    stop: FloatArray
+    type_index: IntArray
+    gpus: FloatArray
+    sums: FloatArray
+    sum_limits: FloatArray
+
+
 class FluidModel:
     """The LP of one cluster, solved again and again with other numbers."""
 
     def __init__(self, spec: ClusterSpec, parameters: FlowParameters | None = None) -> None:
         """See the class."""
-        self.parameters = parameters or FlowParameters()
-        self.arrays = BudgetArrays.from_spec(spec)
-        self._role = np.array([ROLES.index(pool.role) for pool in spec.pools])
-        self._value = np.array([c.value for c in spec.slo_classes], np.float64)
-        self._n_pools, self._n_classes = self._role.size, self._value.size
-        p = self.parameters
+        self.parameters = p = parameters or FlowParameters()
+        self.arrays = arrays = BudgetArrays.from_spec(spec)
+        role = np.array([ROLES.index(pool.role) for pool in spec.pools])
         headroom = np.array([p.headroom_prefill, p.headroom_decode, p.headroom_aggregated])
-        self._usable = 1.0 - headroom[self._role]
-        price = np.array([q.price_per_gpu_hour for q in spec.pools]) * self.arrays.gpus
-        dearest = np.zeros(self.arrays.type_budget.size)
-        np.maximum.at(dearest, self.arrays.type_index, price / self.arrays.gpus)
-        whole = max(float(dearest @ self.arrays.type_budget), 1e-9)
-        self._price = p.price_weight * price / whole
-        per_gpu = self.arrays.gpus / max(self.arrays.type_budget.sum(), 1)
-        self._start, self._stop = p.start_weight * per_gpu, p.stop_weight * per_gpu
-        self._solver = self._build()
+        per_gpu_hour = np.array([pool.price_per_gpu_hour for pool in spec.pools])
+        dearest = np.zeros(arrays.type_budget.size)
+        np.maximum.at(dearest, arrays.type_index, per_gpu_hour)
+        whole = max(float(dearest @ arrays.type_budget), 1e-9)
+        share = arrays.gpus / max(arrays.type_budget.sum(), 1)
+        gpus = arrays.gpus.astype(np.float64)
+        limits = np.array([arrays.total_gpus, arrays.watts], np.float64)
+        bounded = limits < [UNLIMITED, np.inf]
+        self._fixed = _Fixed(
+            role=role,
+            value=np.array([c.value for c in spec.slo_classes], np.float64),
+            usable=1.0 - headroom[role],
+            price=p.price_weight * per_gpu_hour * arrays.gpus / whole,
+            start=p.start_weight * share,
+            stop=p.stop_weight * share,
+            type_index=arrays.type_index,
+            gpus=gpus,
+            sums=np.stack([gpus, arrays.watts_per_replica])[bounded],
+            sum_limits=limits[bounded],
+        )
+        self._minimum = arrays.minimum.astype(np.float64)
+        self._maximum = arrays.maximum.astype(np.float64)
+        self._type_budget = arrays.type_budget.astype(np.float64)
 
     def solve(
         self,
@@ -128,83 +172,178 @@ class FluidModel:
             offered: requests/s whose service is worth 1 in all, shape (C,); None for the demand.
                 Piled-up work raises the demand, and must not make a request worth less.
         """
-        P, C = self._n_pools, self._n_classes
-        solver = self._solver
-        worth = max(float(self._value @ (demand if offered is None else offered)), _LEAST_DEMAND)
-        entry = self._role != DECODE
-        gain = self._value[:, None] * np.where(entry, share, share - 1.0) / worth
-        solver.changeColsCost(C * P, self._flow_columns, -gain.ravel())
-        usable = cap > 1e-9
-        top = np.where(usable, np.inf, 0.0).ravel()
-        lower = np.concatenate([self.arrays.minimum if low is None else low, np.zeros(C * P)])
-        upper = np.concatenate([self.arrays.maximum if high is None else high, top])
-        solver.changeColsBounds(lower.size, self._bound_columns, lower, upper)
-        load = np.where(usable, 1.0 / np.maximum(cap, 1e-9), 1.0)
-        for c in range(C):
-            for i in range(P):
-                solver.changeCoeff(i, P + c * P + i, load[c, i])
-        limit = self.arrays.type_budget if type_budget is None else type_budget
-        held = np.asarray(current, np.float64)
-        rows_high = np.concatenate([demand, limit.astype(np.float64), held])
-        rows_low = np.concatenate([np.full(C + limit.size, -_INFINITY), held])
-        for row, a, b in zip(self._moving_rows, rows_low, rows_high, strict=True):
-            solver.changeRowBounds(row, a, b)
-        solver.run()
-        if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-            solver.clearSolver()
-            return None
-        return self._read(solver)
+        found, replicas, flows, served, marginal = _allocate(
+            self._fixed,
+            _contiguous(demand),
+            _contiguous(demand if offered is None else offered),
+            _contiguous(cap),
+            _contiguous(share),
+            _contiguous(current),
+            self._minimum if low is None else _contiguous(low),
+            self._maximum if high is None else _contiguous(high),
+            self._type_budget if type_budget is None else _contiguous(type_budget),
+        )
+        return Allocation(replicas, flows, served, marginal) if found else None
 
-    def _read(self, solver: highspy.Highs) -> Allocation:
-        P, C = self._n_pools, self._n_classes
-        solution = solver.getSolution()
-        values = np.array(solution.col_value)
-        flows = np.maximum(values[P : P + C * P].reshape(C, P), 0.0)
-        duals = -np.array(solution.row_dual[:P]) * self._usable / self.arrays.gpus
-        served = flows[:, self._role != DECODE].sum(axis=1)
-        return Allocation(np.maximum(values[:P], 0.0), flows, served, np.maximum(duals, 0.0))
 
-    def _build(self) -> highspy.Highs:
-        """Lay out columns (n, x, up, down) and rows once; numbers that change come later."""
-        P, C = self._n_pools, self._n_classes
-        arrays = self.arrays
-        solver = new_solver(solver="simplex", presolve="off")
-        solver.addVars(P + C * P + 2 * P, np.zeros(P + C * P + 2 * P), np.full(3 * P + C * P, 1e9))
-        pools = np.arange(P, dtype=np.int32)
-        flow = (P + np.arange(C * P, dtype=np.int32)).reshape(C, P)
-        up, down = P + C * P + pools, 2 * P + C * P + pools
-        solver.changeColsCost(P, pools, self._price.astype(np.float64))
-        solver.changeColsCost(P, up, self._start)
-        solver.changeColsCost(P, down, self._stop)
+def _contiguous(values: FloatArray) -> FloatArray:
+    return np.ascontiguousarray(values, np.float64)
 
-        def row(low: float, high: float, columns: NDArray[np.int32], values: Any) -> None:
-            solver.addRow(low, high, columns.size, columns, np.asarray(values, np.float64))
 
+@compiled
+def _allocate(
+    fixed: _Fixed,
+    demand: FloatArray,
+    offered: FloatArray,
+    cap: FloatArray,
+    share: FloatArray,
+    current: FloatArray,
+    low: FloatArray,
+    high: FloatArray,
+    type_budget: FloatArray,
+) -> tuple[bool, FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Return whether there is a solution; replicas, flows, flows served, marginal values."""
+    C, P = cap.shape
+    replicas, flows, served, marginal = low.copy(), np.zeros((C, P)), np.zeros(C), np.zeros(P)
+    pool_of, class_of, width = _columns(demand, cap, current, low, high)
+    first = P + 2 * C  # rows: pools, balance of each class, demand of each class, limits
+    last = first + type_budget.size + fixed.sum_limits.size
+    table = np.zeros((last + 1, pool_of.size + 1))
+    for i in range(P):
+        table[i, -1] = fixed.usable[i] * low[i]
+    feasible = _limits(fixed, low, type_budget, table[first:last, -1])
+    if not (feasible and _are_numbers(demand, offered, cap, share, current, high - low)):
+        return False, replicas, flows, served, marginal
+    _fill(fixed, demand, offered, cap, share, pool_of, class_of, table)
+    upper = np.full(last + pool_of.size, np.inf)
+    upper[P : P + C] = 0.0
+    upper[last:] = width
+    program = _simplex.new_program(table, upper)
+    for column in range(pool_of.size):
+        if class_of[column] == _KEPT:  # the optimum is seldom far from what runs
+            _simplex.flip_where_feasible(program, column)
+    if _simplex.solve(program) != _simplex.OPTIMAL:
+        return False, replicas, flows, served, marginal
+    values, duals = _simplex.read(program)
+    for column in range(pool_of.size):
+        i, c, much = pool_of[column], class_of[column], max(values[column], 0.0)
+        if c < 0:
+            replicas[i] += much
+        else:
+            flows[c, i] = much * cap[c, i]
+            if fixed.role[i] != DECODE:
+                served[c] += flows[c, i]
+    for i in range(P):
+        marginal[i] = max(duals[i], 0.0) * fixed.usable[i] / fixed.gpus[i]
+    return True, replicas, flows, served, marginal
+
+
+@compiled
+def _are_numbers(
+    demand: FloatArray,
+    offered: FloatArray,
+    cap: FloatArray,
+    share: FloatArray,
+    current: FloatArray,
+    room: FloatArray,
+) -> bool:
+    """Say whether every number is one, none negative; what is not a number fails all of these."""
+    return bool(
+        np.all(demand >= 0.0)
+        and np.all(offered >= 0.0)
+        and np.all(cap >= 0.0)
+        and np.all(share >= 0.0)
+        and np.all(current >= 0.0)
+        and np.all(room >= 0.0)
+    )
+
+
+@compiled
+def _columns(
+    demand: FloatArray, cap: FloatArray, current: FloatArray, low: FloatArray, high: FloatArray
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return each column's pool, its class (or _KEPT, _ADDED), and its upper bound.
+
+    What can only be 0 gets no column. Flows are measured in the replicas they fill.
+    """
+    C, P = cap.shape
+    pool_of = np.empty((C + 2) * P, np.int64)
+    class_of = np.empty((C + 2) * P, np.int64)
+    width = np.full((C + 2) * P, np.inf)
+    k = 0
+    for i in range(P):
+        bend = min(max(current[i], low[i]), high[i])
+        if bend > low[i]:
+            pool_of[k], class_of[k], width[k] = i, _KEPT, bend - low[i]
+            k += 1
+        if high[i] > bend:
+            pool_of[k], class_of[k], width[k] = i, _ADDED, high[i] - bend
+            k += 1
+    for c in range(C):
         for i in range(P):
-            columns = np.append(flow[:, i], pools[i]).astype(np.int32)
-            row(-_INFINITY, 0.0, columns, np.append(np.ones(C), -self._usable[i]))
-        prefill = np.flatnonzero(self._role == PREFILL)
-        decode = np.flatnonzero(self._role == DECODE)
-        both = np.flatnonzero(self._role == AGGREGATED)
-        for c in range(C):
-            columns = flow[c, np.concatenate([prefill, decode])]
-            signs = np.concatenate([np.ones(prefill.size), -np.ones(decode.size)])
-            row(0.0, 0.0, columns, signs)
-        for c in range(C):
-            columns = flow[c, np.concatenate([prefill, both])]
-            row(-_INFINITY, 0.0, columns, np.ones(columns.size))
-        for kind, budget in enumerate(arrays.type_budget):
-            inside = pools[arrays.type_index == kind]
-            row(-_INFINITY, float(budget), inside, arrays.gpus[inside])
+            if demand[c] > 0.0 and cap[c, i] > _LEAST_CAPACITY:
+                pool_of[k], class_of[k] = i, c
+                k += 1
+    return pool_of[:k], class_of[:k], width[:k]
+
+
+@compiled
+def _limits(fixed: _Fixed, low: FloatArray, type_budget: FloatArray, left: FloatArray) -> bool:
+    """Write what the least replicas leave of each limit; False if that is less than nothing."""
+    kinds = type_budget.size
+    left[:kinds] = type_budget
+    left[kinds:] = fixed.sum_limits
+    for i in range(low.size):
+        left[fixed.type_index[i]] -= fixed.gpus[i] * low[i]
+        for k in range(fixed.sum_limits.size):
+            left[kinds + k] -= fixed.sums[k, i] * low[i]
+    feasible = True
+    for k in range(left.size):
+        feasible = feasible and left[k] >= -_SLACK
+        left[k] = max(left[k], 0.0)
+    return feasible
+
+
+@compiled
+def _fill(
+    fixed: _Fixed,
+    demand: FloatArray,
+    offered: FloatArray,
+    cap: FloatArray,
+    share: FloatArray,
+    pool_of: IntArray,
+    class_of: IntArray,
+    table: FloatArray,
+) -> None:
+    """Write the columns' coefficients and the demands."""
+    C, P = cap.shape
+    first = P + 2 * C
+    sums = table.shape[0] - 1 - fixed.sum_limits.size
+    worth = 0.0
+    fastest = np.zeros(C)  # a class's rows count in replicas of its fastest pool
+    for c in range(C):
+        worth += fixed.value[c] * offered[c]
         for i in range(P):
-            columns = np.array([pools[i], up[i], down[i]], np.int32)
-            row(0.0, 0.0, columns, np.array([1.0, -1.0, 1.0]))
-        if arrays.total_gpus < UNLIMITED:
-            row(-_INFINITY, float(arrays.total_gpus), pools, arrays.gpus)
-        if np.isfinite(arrays.watts):
-            row(-_INFINITY, arrays.watts, pools, arrays.watts_per_replica)
-        self._flow_columns = flow.ravel()
-        self._bound_columns = np.arange(P + C * P, dtype=np.int32)
-        first = P + C
-        self._moving_rows = range(first, first + C + arrays.type_budget.size + P)
-        return solver
+            fastest[c] = max(fastest[c], cap[c, i])
+        if fastest[c] > 0.0:
+            table[P + C + c, -1] = demand[c] / fastest[c]
+    worth = max(worth, _LEAST_DEMAND)
+    for k in range(pool_of.size):
+        i, c = pool_of[k], class_of[k]
+        if c < 0:
+            table[i, k] = -fixed.usable[i]
+            table[first + fixed.type_index[i], k] = fixed.gpus[i]
+            for s in range(fixed.sum_limits.size):
+                table[sums + s, k] = fixed.sums[s, i]
+            table[-1, k] = (fixed.stop[i] if c == _KEPT else -fixed.start[i]) - fixed.price[i]
+            continue
+        rate = cap[c, i] / fastest[c]
+        gain = fixed.value[c] * cap[c, i] / worth
+        table[i, k] = 1.0
+        if fixed.role[i] == DECODE:
+            table[P + c, k] = -rate
+            table[-1, k] = gain * (share[c, i] - 1.0)
+        else:
+            table[P + c, k] = rate if fixed.role[i] == PREFILL else 0.0
+            table[P + C + c, k] = rate
+            table[-1, k] = gain * share[c, i]

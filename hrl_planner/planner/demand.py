@@ -8,14 +8,14 @@ that has piled up is added as if it arrived anew.
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hrl_planner.capacity import ClassLoad
-from hrl_planner.observation import ClusterObservation
+from hrl_planner.observation import CLASS_FIELDS, ClusterObservation
 from hrl_planner.planner.policy import FloatArray, PlanContext
 
 if TYPE_CHECKING:
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 _SHAPE_MEMORY = 0.5  # weight of a new observation of lengths and hit rates
 _TREND_POINTS = 6
 _TREND_WINDOW_S = 180.0
-_TYPICAL = {
+_TYPICAL = {  # in the order of ClassLoad
     "isl_mean_tokens": 1024.0,
     "isl_std_tokens": 512.0,
     "osl_mean_tokens": 256.0,
     "osl_std_tokens": 128.0,
     "prefix_hit_rate": 0.0,
 }
+_SHAPE_COLUMNS = [CLASS_FIELDS.index(name) for name in _TYPICAL]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,44 @@ class Demand:
     load: ClassLoad
 
 
+class _Recent:
+    """Rows of the last while, oldest first, in arrays that are read without being rebuilt."""
+
+    def __init__(self, width: int) -> None:
+        self._t_s: FloatArray = np.empty(128)
+        self._rows: FloatArray = np.empty((128, width))
+        self._first = self._last = 0
+
+    def __len__(self) -> int:
+        return self._last - self._first
+
+    @property
+    def t_s(self) -> FloatArray:
+        """When each row was added."""
+        return self._t_s[self._first : self._last]
+
+    @property
+    def rows(self) -> FloatArray:
+        """The rows, shape (len, width)."""
+        return self._rows[self._first : self._last]
+
+    def add(self, t_s: float, row: FloatArray) -> None:
+        """Append a row."""
+        if self._last == self._t_s.size:
+            size = max(2 * len(self), 128)
+            t_old, rows_old = self.t_s, self.rows
+            self._t_s, self._rows = np.empty(size), np.empty((size, rows_old.shape[1]))
+            self._first, self._last = 0, t_old.size
+            self._t_s[: self._last], self._rows[: self._last] = t_old, rows_old
+        self._t_s[self._last], self._rows[self._last] = t_s, row
+        self._last += 1
+
+    def forget(self, before_s: float) -> None:
+        """Drop rows older than a time, but never the newest."""
+        while self._last - self._first > 1 and self._t_s[self._first] < before_s:
+            self._first += 1
+
+
 class ObservedDemand:
     """Demand from metrics: level, damped trend over the horizon, backlog, stabilisation.
 
@@ -62,55 +101,49 @@ class ObservedDemand:
         """See the class."""
         self._horizon_s, self._hold_s, self._drain_s = horizon_s, hold_s, drain_s
         self._trend = trend
-        self._seen: deque[tuple[float, FloatArray]] = deque()
-        self._peaks: deque[tuple[float, FloatArray]] = deque()
-        self._shape: dict[str, FloatArray] = {}
+        self._seen = self._peaks = _Recent(0)
+        self._shape: FloatArray = np.zeros((len(_TYPICAL), 0))
         self._residence_s: FloatArray = np.zeros(0)
         self._itl_s: FloatArray = np.zeros(0)
 
     def reset(self, context: PlanContext) -> None:
         """Forget everything."""
         classes = context.spec.slo_classes
-        self._seen.clear()
-        self._peaks.clear()
-        self._shape = {name: np.full(len(classes), value) for name, value in _TYPICAL.items()}
+        self._seen, self._peaks = _Recent(len(classes)), _Recent(len(classes))
+        self._shape = np.repeat(list(_TYPICAL.values()), len(classes)).reshape(len(_TYPICAL), -1)
         self._residence_s = np.array([c.ttft_ms for c in classes]) * 1e-3
         self._itl_s = np.array([c.itl_ms for c in classes]) * 1e-3
 
     def estimate(self, observation: ClusterObservation) -> Demand:
         """Take in one observation and return the estimate."""
         t_s = observation.now_s
-        for name, past in self._shape.items():
-            seen = observation.class_field(name)
-            fresh = past + _SHAPE_MEMORY * (seen - past)
-            self._shape[name] = np.where(np.isnan(seen), past, fresh)
+        seen = observation.classes[:, _SHAPE_COLUMNS].T
+        fresh = self._shape + _SHAPE_MEMORY * (seen - self._shape)
+        self._shape = np.where(np.isnan(seen), self._shape, fresh)
         load = load_of(self._shape)
         now = observation.class_field("arrivals_rps")
-        if np.any(np.isnan(now)):
+        if np.isnan(now).any():
             return Demand(now, self._highest(t_s), load)
-        if not self._seen or self._seen[-1][0] < t_s:
-            self._seen.append((t_s, now))
-        while self._seen[0][0] < t_s - _TREND_WINDOW_S:
-            self._seen.popleft()
+        if not len(self._seen) or self._seen.t_s[-1] < t_s:
+            self._seen.add(t_s, now)
+        self._seen.forget(t_s - _TREND_WINDOW_S)
         ahead = np.maximum(now, now + self._slope() * self._trend * self._horizon_s)
         planned = ahead + self._backlog(observation, now, load) / self._drain_s
-        self._peaks.append((t_s, planned))
+        self._peaks.add(t_s, planned)
         return Demand(now, self._highest(t_s), load)
 
     def _highest(self, t_s: float) -> FloatArray:
-        while len(self._peaks) > 1 and self._peaks[0][0] < t_s - self._hold_s:
-            self._peaks.popleft()
-        if not self._peaks:
+        self._peaks.forget(t_s - self._hold_s)
+        if not len(self._peaks):
             return np.zeros_like(self._itl_s)
-        highest: FloatArray = np.max([peak for _, peak in self._peaks], axis=0)
+        highest: FloatArray = self._peaks.rows.max(axis=0)
         return highest
 
     def _slope(self) -> FloatArray:
         """Return the least-squares slope of recent rates, requests/s per second."""
         if len(self._seen) < _TREND_POINTS // 2:
             return np.zeros_like(self._itl_s)
-        t = np.array([t_s for t_s, _ in self._seen])
-        rates = np.array([rate for _, rate in self._seen])
+        t, rates = self._seen.t_s, self._seen.rows
         t = t - t.mean()
         slope: FloatArray = t @ (rates - rates.mean(axis=0)) / max(float(t @ t), 1e-9)
         return slope
@@ -121,19 +154,14 @@ class ObservedDemand:
         """Return the requests in the system beyond what kept promises would leave there."""
         normal = now * (self._residence_s + load.osl * self._itl_s)
         spread = 2.0 * np.sqrt(normal)
-        in_system = np.nan_to_num(observation.class_field("in_system"))
-        return np.maximum(in_system - normal - spread, 0.0)
+        # What is not known is no backlog.
+        return np.fmax(observation.class_field("in_system") - normal - spread, 0.0)
 
 
-def load_of(shape: dict[str, FloatArray]) -> ClassLoad:
-    """Return class loads from observation fields."""
-    return ClassLoad(
-        isl=shape["isl_mean_tokens"],
-        isl_std=shape["isl_std_tokens"],
-        osl=shape["osl_mean_tokens"],
-        osl_std=shape["osl_std_tokens"],
-        hit_rate=np.clip(shape["prefix_hit_rate"], 0.0, 0.99),
-    )
+def load_of(shape: Sequence[FloatArray] | FloatArray) -> ClassLoad:
+    """Return class loads from the observation fields of _TYPICAL, shape (5, C)."""
+    isl, isl_std, osl, osl_std, hit_rate = shape
+    return ClassLoad(isl, isl_std, osl, osl_std, np.minimum(np.maximum(hit_rate, 0.0), 0.99))
 
 
 @dataclass
@@ -189,17 +217,13 @@ class TraceDemand:
         load = seen.load
         with np.errstate(divide="ignore", invalid="ignore"):
             mean_isl, mean_osl = isl / n, osl / n
-            shape = {
-                "isl_mean_tokens": np.where(n > 0, mean_isl, load.isl),
-                "isl_std_tokens": np.where(
-                    n > 0, np.sqrt(np.maximum(isl2 / n - mean_isl**2, 0)), load.isl_std
-                ),
-                "osl_mean_tokens": np.where(n > 0, mean_osl, load.osl),
-                "osl_std_tokens": np.where(
-                    n > 0, np.sqrt(np.maximum(osl2 / n - mean_osl**2, 0)), load.osl_std
-                ),
-                "prefix_hit_rate": load.hit_rate,
-            }
+            shape = [
+                np.where(n > 0, mean_isl, load.isl),
+                np.where(n > 0, np.sqrt(np.maximum(isl2 / n - mean_isl**2, 0)), load.isl_std),
+                np.where(n > 0, mean_osl, load.osl),
+                np.where(n > 0, np.sqrt(np.maximum(osl2 / n - mean_osl**2, 0)), load.osl_std),
+                load.hit_rate,
+            ]
         backlog = np.maximum(seen.planned - np.nan_to_num(seen.now), 0.0)
         return Demand(self._rates[first], ahead.max(axis=0) + backlog, load_of(shape))
 

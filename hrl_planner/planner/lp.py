@@ -15,19 +15,22 @@ from typing import Protocol
 
 import numpy as np
 
-from hrl_planner.budget import BudgetArrays, project
+from hrl_planner.budget import project
 from hrl_planner.capacity import DECODE, CapacityModel, ClassLoad, capacity
 from hrl_planner.errors import PolicyError
 from hrl_planner.flow import Allocation, FlowParameters, FluidModel
-from hrl_planner.observation import ClusterObservation
+from hrl_planner.observation import POOL_FIELDS, ClusterObservation
 from hrl_planner.planner.demand import Demand, ObservedDemand, TraceDemand, startup_horizon_s
-from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext
+from hrl_planner.planner.policy import Advice, FloatArray, IntArray, Plan, PlanContext
 from hrl_planner.planner.rule import RulePolicy
 
 _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
 _PENDING_RETRY_S = 300.0
 _FEW = 3  # replicas of a pool that the first solve assumes at least
+_HOLDING = [POOL_FIELDS.index(name) for name in ("ready", "starting", "draining")]
 _LEAST_WORTH = 0.25  # of the planned demand, where next to nothing arrives now
+
+_Rates = tuple[FloatArray, FloatArray]  # requests/s per replica and share in time, as `capacity`
 
 
 class DemandSource(Protocol):
@@ -101,7 +104,11 @@ class FluidPlanner:
             ),
         )
         self._model = CapacityModel.from_spec(spec)
-        self._arrays = BudgetArrays.from_spec(spec)
+        model = self._model
+        self._target_s = np.where(model.role == DECODE, model.itl_s[:, None], model.ttft_s[:, None])
+        self._arrays = self._flow.arrays
+        self._minimum = self._arrays.minimum.astype(np.float64)
+        self._maximum = self._arrays.maximum.astype(np.float64)
         self._demand = self._source(context)
         self._demand.reset(context)
         self._blind = np.array(sorted(context.blind_pools), np.int64)
@@ -118,37 +125,42 @@ class FluidPlanner:
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Plan for the forecast; hold while nothing is known."""
-        desired, flows, reason = self.desire(observation)
         current = _targets(observation)
+        desired, flows, reason = self._desire(observation, current)
         replicas = project(desired, current, self._arrays, weights=self._weights)
         share = 0.02
         if self._mean_plan is None:
             self._mean_plan = replicas.astype(np.float64)
         self._mean_plan += share * (replicas - self._mean_plan)
-        return Plan(replicas, flows, reason=reason)
+        return Plan(replicas, flows, reason=reason, advice=self._advice)
 
-    def desire(self, observation: ClusterObservation) -> tuple[FloatArray, FloatArray | None, str]:
+    def _desire(
+        self, observation: ClusterObservation, current: IntArray
+    ) -> tuple[FloatArray, FloatArray | None, str]:
         """Return replicas wished for (not yet within the budget), flows, and why."""
         if not self._ready:
             raise PolicyError(f"policy {self.name}: decide before reset")
         if np.isnan(self._known_s):
             self._known_s = observation.now_s
             self._settled_s = observation.now_s + self._settle_s
-        current = _targets(observation)
         self._weights = np.ones(current.size)
+        self._advice: Advice | None = None
         demand = self._demand.estimate(observation)
-        blackout = np.all(np.isnan(observation.pool_field("arrivals_rps")))
-        if np.any(np.isnan(demand.now)) or blackout:
+        blackout = np.isnan(observation.pool_field("arrivals_rps")).all()
+        if blackout or np.isnan(demand.now).any():
             return self._hold(observation, current)
         self._known_s = observation.now_s
-        best = self._allocate(observation, demand, current)
+        ready = np.ascontiguousarray(observation.pool_field("ready"))
+        rates = self._capacity(demand.load, np.fmax(ready, 1.0), None)
+        best = self._allocate(observation, demand, current, rates)
         if best is None:
             return current.astype(np.float64), None, "lp: no solution, hold"
         whole = np.ceil(best.replicas - self._round_up)
         if not self._arrays.fits(whole.astype(np.int64)):
             whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
         self._weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
-        flows = self._route(observation, demand)
+        self._advice = Advice(best.marginal, demand.planned)
+        flows = self._route(ready, demand, rates)
         reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
         if self._blind.size:
             reason += f"; no profile, by rule: pools {self._blind.tolist()}"
@@ -168,33 +180,33 @@ class FluidPlanner:
         return np.ceil(self._mean_plan - 0.5), None, "lp: long outage, mean plan"
 
     def _allocate(
-        self, observation: ClusterObservation, demand: Demand, current: IntArray
+        self, observation: ClusterObservation, demand: Demand, current: IntArray, rates: _Rates
     ) -> Allocation | None:
         """Solve twice: the first flows say which classes meet in a pool.
 
         What serves now is needed until its replacement does: replicas that carry the present
-        demand stay, and only GPUs beyond them move.
+        demand stay, and only GPUs beyond them move. `rates` are those of what serves now.
         """
         # Replicas that share a queue carry more each, which the LP cannot see coming: the first
         # solve assumes a few everywhere, the second what the first came to.
-        servers = np.minimum(np.maximum(current, _FEW), self._arrays.maximum).astype(np.float64)
-        low = self._arrays.minimum.astype(np.float64)
-        high = self._arrays.maximum.astype(np.float64)
+        held = current.astype(np.float64)
+        servers = np.minimum(np.maximum(held, _FEW), self._maximum)
+        low, high = self._minimum.copy(), self._maximum.copy()
         if self._blind.size:
             by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
             low[self._blind] = high[self._blind] = by_rule
         budget = self._available(observation)
-        ready = observation.pool_field("ready")
-        cap, share = self._capacity(demand.load, np.maximum(ready, 1.0), None)
+        ready = _or_zero(observation.pool_field("ready"))
         needed = self._flow.solve(
-            demand.now, cap, share, ready, low=np.minimum(low, ready), high=np.minimum(high, ready)
+            demand.now, *rates, ready, low=np.minimum(low, ready), high=np.minimum(high, ready)
         )
         if needed is not None:
             kept = np.minimum(np.ceil(needed.replicas - self._round_up), current)
             if observation.now_s < self._settled_s:
-                starting = observation.pool_field("starting")
+                starting = _or_zero(observation.pool_field("starting"))
                 kept = np.minimum(ready + starting, current)
-            low = np.clip(kept, low, high)
+            low = np.minimum(np.maximum(kept, low), high)
+        offered = np.maximum(demand.now, _LEAST_WORTH * demand.planned)
         tightest = None
         best = None
         for _ in range(2):
@@ -203,11 +215,11 @@ class FluidPlanner:
                 demand.planned,
                 cap,
                 share,
-                current.astype(np.float64),
+                held,
                 low=low,
                 high=high,
                 type_budget=budget,
-                offered=np.maximum(demand.now, _LEAST_WORTH * demand.planned),
+                offered=offered,
             )
             if best is None:
                 return None
@@ -215,21 +227,17 @@ class FluidPlanner:
             servers = np.maximum(np.ceil(best.replicas - self._round_up), 1.0)
         return best
 
-    def _route(self, observation: ClusterObservation, demand: Demand) -> FloatArray | None:
+    def _route(self, ready: FloatArray, demand: Demand, rates: _Rates) -> FloatArray | None:
         """Return the flows that suit the replicas serving now."""
-        ready = observation.pool_field("ready")
-        cap, share = self._capacity(demand.load, np.maximum(ready, 1.0), None)
-        held = self._arrays.gpus * ready
-        n_types = self._arrays.type_budget.size
-        budget = np.bincount(self._arrays.type_index, held, n_types).astype(np.float64)
+        arrays = self._arrays
+        held = np.bincount(arrays.type_index, arrays.gpus * ready, arrays.type_budget.size)
+        budget = held.astype(np.float64)
         best = self._flow.solve(
-            demand.now, cap, share, ready, low=ready, high=ready, type_budget=budget
+            demand.now, *rates, ready, low=ready, high=ready, type_budget=budget
         )
         return None if best is None else best.flows
 
-    def _capacity(
-        self, load: ClassLoad, servers: FloatArray, tightest: IntArray | None
-    ) -> tuple[FloatArray, FloatArray]:
+    def _capacity(self, load: ClassLoad, servers: FloatArray, tightest: IntArray | None) -> _Rates:
         """Return capacities; a pool without a profile counts as its role's mean per GPU."""
         cap, share = capacity(
             self._model, load, servers=servers, tightest=tightest, quantile=self._quantile
@@ -247,23 +255,20 @@ class FluidPlanner:
         """Return per pool the class with the tightest target among those that load it."""
         load = flows / np.maximum(cap, 1e-9)
         present = load > _PRESENT * np.maximum(load.sum(axis=0), 1e-9)
-        ttft, itl = self._model.ttft_s[:, None], self._model.itl_s[:, None]
-        target = np.where(self._model.role == DECODE, itl, ttft)
-        order = np.where(present, target, np.inf)
+        order = np.where(present, self._target_s, np.inf)
         return np.where(present.any(axis=0), order.argmin(axis=0), -1)
 
     def _available(self, observation: ClusterObservation) -> FloatArray:
         """Return GPUs per type; where replicas stay pending, only what is held."""
         arrays, now_s = self._arrays, observation.now_s
         n_types = arrays.type_budget.size
-        pending = np.nan_to_num(observation.pool_field("pending"))
+        pending = _or_zero(observation.pool_field("pending"))
         waits = np.bincount(arrays.type_index, pending, n_types) > 0
         since = self._pending_since_s
         since[waits & np.isinf(since)] = now_s
         # Once replanned the pending replicas are gone: remember the shortage until a retry is due.
         since[now_s - since > _PENDING_RETRY_S] = np.inf
-        fields = ("ready", "starting", "draining")
-        held = sum(np.nan_to_num(observation.pool_field(name)) for name in fields)
+        held = _or_zero(observation.pools[:, _HOLDING]).sum(axis=1)
         used = np.bincount(arrays.type_index, arrays.gpus * held, n_types)
         short = now_s - since >= self.interval_s
         return np.where(short, np.minimum(used, arrays.type_budget), arrays.type_budget)
@@ -278,7 +283,11 @@ class OracleFluidPlanner(FluidPlanner):
         return TraceDemand(startup_horizon_s(context.spec))
 
 
+def _or_zero(values: FloatArray) -> FloatArray:
+    return np.where(np.isnan(values), 0.0, values)
+
+
 def _targets(observation: ClusterObservation) -> IntArray:
     targets = observation.pool_field("target_replicas")
     live = observation.pool_field("ready") + observation.pool_field("starting")
-    return np.where(np.isnan(targets), np.nan_to_num(live), targets).astype(np.int64)
+    return np.where(np.isnan(targets), _or_zero(live), targets).astype(np.int64)
