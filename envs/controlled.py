@@ -76,6 +76,7 @@ class Run:
         excess: GPUs last asked for beyond the budget, over the whole budget.
         next_quotas_s: when a level that acts more often sets quotas again.
         generator: for quotas drawn at random.
+        temperament: a standard normal number per pool, for quotas that are off in one direction.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Run:
         self.next_quotas_s = 0.0
         self.excess = 0.0
         self.generator = generator
+        self.temperament = generator.standard_normal(len(spec.pools))
 
     def context(self) -> PlanContext:
         """Return what a planner of this episode is told at its start."""

@@ -45,8 +45,9 @@ class RandomiseConfig(_Model):
     Attributes:
         scenarios: shapes of the load, drawn evenly.
         durations_s: lengths of an episode, drawn evenly.
-        load: factor on the scenario's rates.
-        budget: factor on the GPUs of every type.
+        load: factor on the scenario's rates, log-uniform.
+        tightness: factor on the GPUs of every type, over the load: 1 is the size for which the
+            scenario was made.
         startup: factor on start-up times, which stay within 30 to 420 s.
         profile_error: deviation of the log of the true step times around the profile's.
         scrape_lag_s: age of the metrics.
@@ -56,8 +57,8 @@ class RandomiseConfig(_Model):
 
     scenarios: tuple[str, ...] = TRAINING
     durations_s: tuple[float, ...] = (1800.0, 3600.0)
-    load: tuple[float, float] = (0.3, 1.1)
-    budget: tuple[float, float] = (0.4, 1.0)
+    load: tuple[float, float] = (0.2, 1.1)
+    tightness: tuple[float, float] = (0.5, 1.2)
     startup: tuple[float, float] = (0.5, 2.0)
     profile_error: float = Field(0.1, ge=0, le=1)
     scrape_lag_s: tuple[float, float] = (2.0, 30.0)
@@ -73,7 +74,7 @@ class RandomiseConfig(_Model):
                 raise ValueError(f"scenarios: unknown {name!r}; one of {', '.join(SCENARIOS)}")
         if not self.scenarios or not self.durations_s or min(self.durations_s) < 60.0:
             raise ValueError("scenarios and durations_s need entries; durations are at least 60 s")
-        for field in ("load", "budget", "startup"):
+        for field in ("load", "tightness", "startup"):
             low, high = getattr(self, field)
             if not 0.0 < low <= high < 100.0:
                 raise ValueError(f"{field}: {low} to {high} is no range of factors above 0")
@@ -103,6 +104,7 @@ class StageConfig(_Model):
         level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
         quotas: who sets quotas while a scaler learns: `random`, a policy, or `learned` for the
             allocator of the stage before.
+        quota_noise: deviation of the log of a factor on every pool's quota, drawn per episode.
         steps: environment steps in all.
         n_envs: clusters side by side.
         n_steps: steps of each between two updates.
@@ -115,7 +117,8 @@ class StageConfig(_Model):
     """
 
     level: Literal["scaler", "allocator", "flat"]
-    quotas: str = "random"
+    quotas: str = "lp"
+    quota_noise: float = Field(0.4, ge=0, le=2)
     steps: int = Field(ge=1)
     n_envs: int = Field(32, ge=1, le=4096)
     n_steps: int = Field(60, ge=2)

@@ -45,15 +45,17 @@ class RandomEpisodes:
     def __call__(self, options: EpisodeOptions, generator: np.random.Generator) -> Episode:
         """Make the next episode."""
         config = self._config
+        load = float(np.exp(generator.uniform(*np.log(config.load))))
+        budget = load * float(generator.uniform(*config.tightness))
         options = replace(
             options,
             spec=self._spec,
             scenario=str(generator.choice(config.scenarios)),
             duration_s=float(generator.choice(config.durations_s)),
-            load=float(generator.uniform(*config.load)),
+            load=load,
         )
         episode = make_episode(options, generator, day=int(generator.integers(*self._days)))
-        told = vary(episode.spec, config, generator)
+        told = vary(episode.spec, config, budget, generator)
         return replace(
             episode,
             spec=told,
@@ -62,8 +64,17 @@ class RandomEpisodes:
         )
 
 
-def vary(spec: ClusterSpec, config: RandomiseConfig, generator: np.random.Generator) -> ClusterSpec:
-    """Return a cluster with other pools, budget, start-up times, metric lag and failures."""
+def vary(
+    spec: ClusterSpec, config: RandomiseConfig, budget: float, generator: np.random.Generator
+) -> ClusterSpec:
+    """Return a cluster with other pools, start-up times, metric lag, failures and budget.
+
+    Args:
+        spec: the cluster.
+        config: how far things vary.
+        budget: factor on its GPUs.
+        generator: draws.
+    """
     from agents.bounds.specs import tighten
 
     kept = _pools(spec, config.drop_pool, generator)
@@ -78,7 +89,7 @@ def vary(spec: ClusterSpec, config: RandomiseConfig, generator: np.random.Genera
     # A routing grid written by hand names pools that may be gone.
     router = spec.router.model_copy(update={"prefill_grid": None, "decode_grid": None})
     varied = spec.replace(pools=pools, intervals=intervals, router=router)
-    return tighten(varied, float(generator.uniform(*config.budget)))
+    return tighten(varied, budget)
 
 
 def truth_of(

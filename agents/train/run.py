@@ -10,6 +10,8 @@ checkpoint/            the result
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from agents.policies.policy import SetPolicy
 from agents.train import export
 from agents.train.callbacks import Progress, StageCallback
 from agents.train.config import StageConfig, TrainConfig
+from agents.train.many import STATUS_FILE
 from agents.train.stage import (
     VALIDATION_SEED,
     Extent,
@@ -181,10 +184,14 @@ def _train_stage(
         saved = dict(state["progress"])
         best = {name: value.numpy() for name, value in saved.pop("best").items()}
         progress = Progress(**saved)
+
+    def on_update(now: Progress, updates: int) -> None:
+        _write_status(run, index, stage, now, updates)
+        on_progress(index, stage, now, updates)
+
     callback = StageCallback(
-        config, stage, index, folder, validation, progress, extent, best,
-        lambda p, n: on_progress(index, stage, p, n),
-    )  # fmt: skip
+        config, stage, index, folder, validation, progress, extent, best, on_update
+    )
     _learn(model, callback)
     env.close()
     validation.close()
@@ -192,6 +199,23 @@ def _train_stage(
     reward = (float(rms.mean), float(rms.var), float(rms.count))
     network = Network(pack(best, shape_of(stage, config)), shape_of(stage, config))
     return Trained(stage, best, network, extent, progress, reward)
+
+
+def _write_status(
+    run: Path, index: int, stage: StageConfig, progress: Progress, updates: int
+) -> None:
+    """Say how far the run is, for whoever watches many of them."""
+    status = {
+        "stage": index + 1,
+        "level": stage.level,
+        "update": progress.update,
+        "updates": updates,
+        "best_score": progress.best_score,
+        "prior_score": progress.prior_score,
+    }
+    fresh = run / f".{STATUS_FILE}.new"
+    fresh.write_text(json.dumps(status), encoding="utf-8")
+    os.replace(fresh, run / STATUS_FILE)
 
 
 def _warm_start(policy: SetPolicy, stage: StageConfig, done: list[Trained]) -> None:

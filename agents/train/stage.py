@@ -91,7 +91,7 @@ def make_level(stage: StageConfig, prior: str, scaler: Network | None) -> Level:
         scaler: the local planner under an allocator.
     """
     if stage.level == "scaler":
-        return AllPoolsLevel(prior)
+        return AllPoolsLevel(prior, stage.quota_noise)
     if stage.level == "flat":
         return FlatLevel(prior)
     return GlobalLevel(prior, scaler, stage.penalty)

@@ -34,6 +34,8 @@ class LocalLevel:
 
     Args:
         prior: the policy that sets quotas, or "random" for quotas drawn within the budget.
+        noise: quotas are off the prior's by a factor per pool, drawn once an episode; this is the
+            deviation of its log.
     """
 
     one_pool = True
@@ -41,8 +43,9 @@ class LocalLevel:
     scaler: Network | None = None
     penalty = 0.0
 
-    def __init__(self, prior: str = "lp") -> None:
+    def __init__(self, prior: str = "lp", noise: float = 0.0) -> None:
         """See the class."""
+        self._noise = noise
         self.random = prior == "random"
         self.prior: str | None = None if self.random else prior
 
@@ -68,7 +71,10 @@ class LocalLevel:
             drawn = run.generator.uniform(0.0, 1.0, run.budget.maximum.size)
             run.set_quotas(drawn * run.budget.maximum, None)
         elif run.plan is not None:
-            run.set_quotas(run.plan.replicas.astype(np.float64), run.plan.flows)
+            planned = run.plan.replicas.astype(np.float64)
+            if self._noise > 0.0:
+                planned *= np.exp(self._noise * run.temperament)
+            run.set_quotas(planned, run.plan.flows)
 
 
 class AllPoolsLevel(LocalLevel):
@@ -76,6 +82,7 @@ class AllPoolsLevel(LocalLevel):
 
     Args:
         prior: the policy that sets quotas, or "random" for quotas drawn within the budget.
+        noise: see `LocalLevel`.
     """
 
     one_pool = False

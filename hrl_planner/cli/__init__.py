@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hrl_planner.cli import checkpoint, evaluate, profile, simulate, trace, train
+from hrl_planner.cli import checkpoint, evaluate, profile, simulate, trace, train, tune
 from hrl_planner.errors import HrlPlannerError
 
 # Module that is missing: the extra of this package that brings it.
@@ -70,6 +70,7 @@ app = typer.Typer(
 app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
+app.command()(tune.tune)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from agents.train.callbacks import Progress
-    from agents.train.config import StageConfig
+    from agents.train.config import StageConfig, TrainConfig
 
 
 def train(
@@ -68,15 +68,32 @@ def train(
         )
 
 
-def _many(settings: object, out: Path | None, seeds: int, backend: str, resume: bool) -> None:
+def _many(settings: TrainConfig, out: Path | None, seeds: int, backend: str, resume: bool) -> None:
     from agents.train.many import train_many
 
-    from agents.train.config import TrainConfig
-
-    assert isinstance(settings, TrainConfig)
     folder = out or Path("out/train") / settings.name
-    for line in train_many(settings, folder, range(seeds), backend=backend, resume=resume):
-        typer.echo(line)
+    with _bar() as bar:
+        tasks = {seed: bar.add_task(f"seed {seed}", total=None, score="") for seed in range(seeds)}
+
+        def on_status(seed: int, status: dict[str, Any]) -> None:
+            if status:
+                score = f"best {status['best_score']:.4f}, from {status['prior_score']:.4f}"
+                name = f"seed {seed}, stage {status['stage']}: {status['level']}"
+                bar.update(
+                    tasks[seed],
+                    description=name,
+                    total=status["updates"],
+                    completed=status["update"],
+                    score=score,
+                )
+
+        outcomes = train_many(
+            settings, folder, range(seeds), backend=backend, resume=resume, on_status=on_status
+        )
+    for seed, outcome in sorted(outcomes.items()):
+        typer.echo(f"seed {seed}: {outcome}")
+    if any(outcome.startswith("failed") for outcome in outcomes.values()):
+        raise typer.Exit(1)
 
 
 def _bar() -> Bar:
