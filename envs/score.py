@@ -6,18 +6,13 @@ one the run had: bounds with more GPUs are compared at the price of the budget t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from envs.simulation import SimResult
-from hrl_planner.spec import ClusterSpec
-
-
-def budget_price_per_hour(spec: ClusterSpec) -> float:
-    """Return what the whole budget costs, each GPU at the dearest price a pool of its type has."""
-    return sum(
-        n * max((p.price_per_gpu_hour for p in spec.pools if p.gpu_type == kind), default=0.0)
-        for kind, n in spec.budget.gpus.items()
-    )
+if TYPE_CHECKING:
+    from envs.simulation import SimResult
+    from hrl_planner.spec import ClusterSpec
 
 
 def value_share(result: SimResult) -> float:
@@ -34,7 +29,7 @@ def cost_share(result: SimResult, budget_of: ClusterSpec | None = None) -> float
         budget_of: the cluster whose budget counts; absent, the run's own.
     """
     price = np.array([pool.price_per_gpu_hour for pool in result.spec.pools])
-    whole = budget_price_per_hour(budget_of or result.spec) * result.duration_s
+    whole = (budget_of or result.spec).budget_price_per_hour * result.duration_s
     return float(price @ result.gpu_seconds) / max(whole, 1e-9)
 
 

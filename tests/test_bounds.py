@@ -7,14 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.bounds.clairvoyant import clairvoyant_bound, clairvoyant_need
-from agents.bounds.specs import tighten, unlimited, zero_startup
+from agents.bounds import (
+    best_static,
+    clairvoyant_bound,
+    clairvoyant_need,
+    relax,
+    tighten,
+    unlimited,
+    zero_startup,
+)
+from agents.evaluate.cell import Run, run_case, split_policy
 from envs.score import score, value_share
 from hrl_planner.budget import BudgetArrays
-from hrl_planner.errors import SpecError
+from hrl_planner.errors import PolicyError, SpecError
+from hrl_planner.planner.policy import PlanContext
+from hrl_planner.planner.registry import make_policy
 from hrl_planner.spec import BudgetSpec, ClusterSpec, StartupSpec
 from hrl_planner.workload import assign_classes
+from hrl_planner.workload.events import ClusterEvent
 from hrl_planner.workload.reuse import PrefixReuse
+from hrl_planner.workload.scenarios import ScenarioCase
 from hrl_planner.workload.trace import Trace
 from tests.builders import cluster, linear_profile, pool, slo_class, trace
 from tests.test_policies import closed_loop, poisson
@@ -150,3 +162,72 @@ def test_prefixes_are_cached_as_long_as_the_cache_has_room() -> None:
     assert reuse.retention_s(64.0) == np.inf
     # Half of the blocks for half of the time: kept for one second of every two.
     assert reuse.retention_s(32.0) == pytest.approx(1.0, rel=0.05)
+
+
+def run(policy: str, offered: Trace, *events: ClusterEvent) -> Run:
+    return run_case(ScenarioCase(SMALL, offered, events), policy, seed=0, grace_s=300.0)
+
+
+@pytest.mark.parametrize("offered", [TRACES[1], ramp(7)], ids=["overload", "ramp"])
+def test_best_static_is_at_least_as_good_as_the_splits_it_begins_with(offered: Trace) -> None:
+    best = run("best-static:simulations=12", offered)
+    for split in ("equal", "initial"):
+        assert best.score >= run(f"static:split={split}", offered).score
+
+
+def test_best_static_scores_what_its_search_found_and_keeps_to_its_simulations() -> None:
+    offered = ramp(8)
+    found = best_static(SMALL, offered, classes_of(offered), simulations=10)
+    assert found.simulations <= 10
+    assert BudgetArrays.from_spec(SMALL).fits(found.replicas)
+    assert run("best-static:simulations=10", offered).score == pytest.approx(found.score)
+
+
+def test_best_static_knows_the_events_of_its_run() -> None:
+    # Of the small cluster's H100s most are gone from the start: replicas on them would be pending.
+    offered = poisson(20.0, 600.0, seed=3)
+    gone = ClusterEvent(0.0, "inventory", gpu_type=SMALL.gpu_types[0], value=0.0)
+    best = run("best-static", offered, gone)
+    assert best.score >= run("static:split=equal", offered, gone).score
+
+
+def test_best_static_needs_a_trace() -> None:
+    with pytest.raises(PolicyError, match="needs the trace"):
+        make_policy("best-static").reset(PlanContext(SMALL))
+
+
+@pytest.mark.parametrize("limit", ["unlimited", "zero-startup"])
+@pytest.mark.parametrize("offered", [TRACES[1], ramp(9)], ids=["overload", "ramp"])
+def test_a_limit_less_is_never_worse(limit: str, offered: Trace) -> None:
+    with_limit, without = run("lp-oracle", offered), run(f"lp-oracle@{limit}", offered)
+    assert value_share(without.result) >= value_share(with_limit.result) - 0.02
+    assert without.score >= with_limit.score - 0.02
+
+
+def test_a_run_without_a_limit_pays_the_price_of_the_budget_asked_for() -> None:
+    offered = poisson(4.0, 300.0, seed=1)
+    done = run("static:split=initial@unlimited", offered)
+    assert done.result.spec.budget.gpus == {kind: 10 * n for kind, n in SMALL.budget.gpus.items()}
+    assert done.score == pytest.approx(run("static:split=initial", offered).score)
+    # On its own budget it is the same: weights grew with it.
+    assert score(done.result) == pytest.approx(done.score)
+
+
+def test_events_leave_more_gpus_where_there_are_more() -> None:
+    kind = SMALL.gpu_types[0]
+    event = ClusterEvent(10.0, "inventory", gpu_type=kind, value=2.0)
+    case = ScenarioCase(SMALL, poisson(1.0, 60.0, seed=0), (event,))
+    assert relax(case, "unlimited").events[0].value == 20.0
+    assert relax(case, "zero-startup").events[0].value == 2.0
+
+
+def test_what_stands_behind_the_at_sign_is_told_apart() -> None:
+    assert split_policy("lp:headroom=0.1@zero-startup") == ("lp:headroom=0.1", "zero-startup")
+    assert split_policy("thresholds:file=a@b.yaml") == ("thresholds:file=a@b.yaml", None)
+    with pytest.raises(PolicyError, match="'infinite' behind @; one of unlimited, zero-startup"):
+        run("lp@infinite", TRACES[0])
+
+
+def test_an_unknown_policy_is_answered_with_the_bounds_among_those_there_are() -> None:
+    with pytest.raises(PolicyError, match="best-static"):
+        make_policy("best")

@@ -22,7 +22,7 @@ fills the KV cache and the other the time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import highspy
@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.bounds.load import BinnedLoad, FloatArray, IntArray, binned_load
-from envs.score import budget_price_per_hour
 from hrl_planner._highs import new_solver
 from hrl_planner.budget import UNLIMITED, BudgetArrays
 from hrl_planner.capacity import AGGREGATED, DECODE, PREFILL, ROLES
@@ -41,8 +40,8 @@ from hrl_planner.workload.trace import Trace
 
 BIN_S = 60.0
 _PARTS = 2
+_LOADED_QUANTILE = 0.95
 _NEED_BIN_S = 120.0
-_NEED_QUANTILE = 0.95
 _NEED_ROUNDS = 4  # caches depend on the budget, the budget on what is cached
 _NEED_RANGE = (0.05, 3.0)
 
@@ -97,11 +96,7 @@ def clairvoyant_bound(
     program.start_from(np.array([pool.initial for pool in spec.pools], np.float64))
     program.bound_replicas()
     program.bound_budget()
-    value = np.array([c.value for c in spec.slo_classes])[load.kind_class]
-    offered = max(float(load.counts.sum(axis=0) @ value), 1e-9)
-    price = program.price_per_bin / max(budget_price_per_hour(spec) * load.length_s.sum(), 1e-9)
-    program.cost[program.admitted] = -np.broadcast_to(value, load.counts.shape) / offered
-    program.cost[program.held] = weight * price
+    program.maximise_value(weight)
     x = program.solve(f"trace {trace.name} on spec {spec.name}")
     admitted, held, serving = (x[c] for c in (program.admitted, program.held, program.serving))
     n_classes = len(spec.slo_classes)
@@ -110,8 +105,8 @@ def clairvoyant_bound(
     )
     with np.errstate(invalid="ignore"):
         class_share = np.where(arrived > 0, served / arrived, np.nan)
-    value_share = float((admitted @ value).sum() / offered)
-    cost_share = float((price * held).sum())
+    value_share = float((program.worth * admitted).sum())
+    cost_share = float((program.price * held).sum())
     return ClairvoyantBound(
         value_share=value_share,
         cost_share=cost_share,
@@ -122,6 +117,28 @@ def clairvoyant_bound(
         held=held,
         serving=serving,
     )
+
+
+def static_plan(
+    spec: ClusterSpec, trace: Trace, class_id: NDArray[np.int16], headroom: float
+) -> FloatArray:
+    """Return the LP's best replicas that never change, fractions, shape (P,).
+
+    Args:
+        spec: the cluster.
+        trace: the requests.
+        class_id: SLO class of each, shape (N,).
+        headroom: share of every replica's capacity kept free.
+    """
+    cached = _kept_prefixes(spec, PrefixReuse(trace), 1.0)
+    load = binned_load(spec, trace, class_id, cached, bin_s=BIN_S, quantile=_LOADED_QUANTILE)
+    program = _Program(spec, replace(load, rate=(1.0 - headroom) * load.rate))
+    program.bound_replicas()
+    program.bound_budget()
+    program.never_change()
+    program.maximise_value(spec.reward.gpu_price_weight)
+    x = program.solve(f"trace {trace.name} on spec {spec.name}")
+    return np.asarray(x[program.held[0]])
 
 
 def clairvoyant_need(
@@ -141,17 +158,16 @@ def clairvoyant_need(
     reuse = PrefixReuse(trace)
     factor = 1.0
     for _ in range(_NEED_ROUNDS):
-        kept_s = reuse.retention_s(factor * _cache_tokens(spec))
-        cached = reuse.cached_tokens(kept_s)
+        cached = _kept_prefixes(spec, reuse, factor)
         load = binned_load(
-            spec, trace, class_id, cached, bin_s=_NEED_BIN_S, quantile=_NEED_QUANTILE
+            spec, trace, class_id, cached, bin_s=_NEED_BIN_S, quantile=_LOADED_QUANTILE
         )
         factor = _least_factor(spec, load, share)
     return factor
 
 
-def _cache_tokens(spec: ClusterSpec) -> float:
-    """Return the KV tokens of half the budget's GPUs, if the pools that prefill shared them."""
+def _kept_prefixes(spec: ClusterSpec, reuse: PrefixReuse, factor: float) -> NDArray[np.int64]:
+    """Return each request's cached tokens if half of a budget prefills, its pools sharing it."""
     tokens = 0.0
     for kind, gpus in spec.budget.gpus.items():
         per_gpu = [
@@ -160,16 +176,15 @@ def _cache_tokens(spec: ClusterSpec) -> float:
             if pool.gpu_type == kind and pool.role != "decode"
         ]
         tokens += 0.5 * gpus * float(np.mean(per_gpu)) if per_gpu else 0.0
-    return tokens
+    return reuse.cached_tokens(reuse.retention_s(factor * tokens))
 
 
 def _least_factor(spec: ClusterSpec, load: BinnedLoad, share: float) -> float:
     """Return the factor on the budget that serves a share of the servable value."""
-    value = np.array([c.value for c in spec.slo_classes])[load.kind_class]
     program = _Program(spec, load)
     program.bound_budget(scaled=True)
-    worth = np.broadcast_to(value, load.counts.shape).ravel()
-    total = float(program.upper[program.admitted].ravel() @ worth)
+    worth, most = program.worth.ravel(), program.upper[program.admitted].ravel()
+    total = float(most @ worth)
     low, high = _NEED_RANGE
     if total <= 0.0:
         return low
@@ -226,10 +241,28 @@ class _Program:
         return np.asarray(way | usable[:, :, self.role == AGGREGATED].any(axis=2))
 
     @cached_property
-    def price_per_bin(self) -> FloatArray:
-        """Price of a replica held for a bin, in price per hour times seconds, shape (T, P)."""
-        price = np.array([pool.price_per_gpu_hour for pool in self.spec.pools])
-        return np.asarray(self.load.length_s[:, None] * price * self.arrays.gpus)
+    def price(self) -> FloatArray:
+        """Price of a replica held for a bin, over that of the whole budget throughout, (T, P)."""
+        price = np.array([pool.price_per_gpu_hour for pool in self.spec.pools]) * self.arrays.gpus
+        whole = self.spec.budget_price_per_hour * self.load.length_s.sum()
+        return np.asarray(self.load.length_s[:, None] * price / max(whole, 1e-9))
+
+    @cached_property
+    def worth(self) -> FloatArray:
+        """Value of a request over that of all, shape (T, K)."""
+        value = np.array([c.value for c in self.spec.slo_classes])[self.load.kind_class]
+        counts = self.load.counts
+        return np.broadcast_to(value / max(float(counts.sum(axis=0) @ value), 1e-9), counts.shape)
+
+    def maximise_value(self, price_weight: float) -> None:
+        """Ask for value served minus weighted price."""
+        self.cost[self.admitted] = -self.worth
+        self.cost[self.held] = price_weight * self.price
+
+    def never_change(self) -> None:
+        """Hold the same replicas in every bin."""
+        for before, after in zip(self.held[:-1].ravel(), self.held[1:].ravel(), strict=True):
+            self.row(0.0, 0.0, np.array([before, after]), np.array([1.0, -1.0]))
 
     def row(self, low: float, high: float, columns: IntArray, values: FloatArray) -> None:
         """Add a row."""

@@ -7,21 +7,31 @@ not exist. `tighten` makes the same cluster scarce or rich, for experiments over
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from hrl_planner.errors import SpecError
-from hrl_planner.spec import BudgetSpec, ClusterSpec, PoolSpec, StartupSpec
+from hrl_planner.errors import PolicyError, SpecError
+from hrl_planner.spec import BudgetSpec, ClusterSpec, PoolSpec, RewardSpec, StartupSpec
+from hrl_planner.workload.scenarios import ScenarioCase
 
 _PLENTY = 10
 _MOST_REPLICAS = 4096
 
 
 def unlimited(spec: ClusterSpec) -> ClusterSpec:
-    """Return the cluster with ten times the budget and room for it in every pool."""
+    """Return the cluster with ten times the budget and room for it in every pool.
+
+    The reward's weights grow with the budget they are relative to: a GPU costs what it did.
+    """
     pools = [
         _with(p, max_replicas=min(p.max_replicas * _PLENTY, _MOST_REPLICAS)) for p in spec.pools
     ]
-    return spec.replace(pools=tuple(pools), budget=_scaled(spec.budget, float(_PLENTY)))
+    reward = RewardSpec(
+        gpu_price_weight=spec.reward.gpu_price_weight * _PLENTY,
+        churn_weight=spec.reward.churn_weight * _PLENTY,
+    )
+    budget = _scaled(spec.budget, float(_PLENTY))
+    return spec.replace(pools=tuple(pools), budget=budget, reward=reward)
 
 
 def zero_startup(spec: ClusterSpec) -> ClusterSpec:
@@ -34,6 +44,32 @@ TRANSFORMS: dict[str, Callable[[ClusterSpec], ClusterSpec]] = {
     "zero-startup": zero_startup,
 }
 """What may stand behind the @ of a policy."""
+
+
+def find_transform(name: str) -> Callable[[ClusterSpec], ClusterSpec]:
+    """Return what takes a limit away, by its name in TRANSFORMS."""
+    if name not in TRANSFORMS:
+        raise PolicyError(f"unknown cluster {name!r} behind @; one of {', '.join(TRANSFORMS)}")
+    return TRANSFORMS[name]
+
+
+def relax(case: ScenarioCase, name: str) -> ScenarioCase:
+    """Return a case on the cluster without a limit, by its name in TRANSFORMS.
+
+    GPUs that an event leaves in existence grow with the budget, lest it bring the limit back.
+    """
+    spec = find_transform(name)(case.spec)
+    events = tuple(
+        replace(event, value=event.value * _growth(case.spec, spec, event.gpu_type))
+        for event in case.events
+    )
+    return replace(case, spec=spec, events=events)
+
+
+def _growth(before: ClusterSpec, after: ClusterSpec, gpu_type: str | None) -> float:
+    if gpu_type is None or not before.budget.gpus.get(gpu_type):
+        return 1.0
+    return after.budget.gpus[gpu_type] / before.budget.gpus[gpu_type]
 
 
 def tighten(spec: ClusterSpec, factor: float) -> ClusterSpec:
