@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hrl_planner.budget import price_per_hour
+
 if TYPE_CHECKING:
     from envs.simulation import SimResult
     from hrl_planner.spec import ClusterSpec
@@ -29,7 +31,7 @@ def cost_share(result: SimResult, budget_of: ClusterSpec | None = None) -> float
         budget_of: the cluster whose budget counts; absent, the run's own.
     """
     price = np.array([pool.price_per_gpu_hour for pool in result.spec.pools])
-    whole = (budget_of or result.spec).budget_price_per_hour * result.duration_s
+    whole = price_per_hour(budget_of or result.spec) * result.duration_s
     return float(price @ result.gpu_seconds) / max(whole, 1e-9)
 
 

@@ -284,14 +284,6 @@ class ClusterSpec(_Model):
             watts = self._profiles[index].tdp_w_per_gpu
         return watts * pool.gpus_per_replica
 
-    @property
-    def budget_price_per_hour(self) -> float:
-        """Price of the whole budget, each GPU at the dearest price a pool of its type has."""
-        dearest = dict.fromkeys(self.budget.gpus, 0.0)
-        for pool in self.pools:
-            dearest[pool.gpu_type] = max(dearest[pool.gpu_type], pool.price_per_gpu_hour)
-        return sum(n * dearest[kind] for kind, n in self.budget.gpus.items())
-
     @cached_property
     def kv_bytes_per_token(self) -> int:
         """Bytes that move per prompt token from a prefill to a decode worker."""
