@@ -9,9 +9,10 @@ import pytest
 
 from hrl_planner.errors import PolicyError
 from hrl_planner.observation import POOL_FIELDS, ClusterObservation
+from hrl_planner.planner.hpa import STABILISATION_DOWN_S
 from hrl_planner.planner.policy import PlanContext
 from hrl_planner.planner.registry import make_policy
-from hrl_planner.planner.wva import STABILISATION_DOWN_S, WvaPolicy
+from hrl_planner.planner.wva import WvaPolicy
 from hrl_planner.spec import BudgetSpec, ClusterSpec
 from tests.builders import GPU, cluster, constant_profile, pool
 from tests.test_policies import closed_loop, poisson
@@ -72,10 +73,12 @@ def test_replicas_on_their_way_are_part_of_the_supply() -> None:
     assert policy().decide(seen(**busy)).replicas[DECODE] == 3
 
 
-def test_the_limiter_serves_the_most_saturated_role_first() -> None:
+def test_the_limiter_serves_the_role_that_lacks_most_tokens_first() -> None:
     one_left = spec(gpus=5)
+    # Prefill lacks (16k + 60k) / 0.85 - 16k = 73k tokens; decode 138k / 0.85 - 160k = 2k in the
+    # first case and 200k / 0.85 - 160k = 75k in the second.
     prefill = seen(waiting=(30, 30, 0), running=(8, 8, 0), kv_use=(0, 0, 0.69))
-    decode = seen(waiting=(0, 0, 400), running=(8, 8, 100), kv_use=(0, 0, 0.9))
+    decode = seen(waiting=(30, 30, 0), running=(8, 8, 0), kv_use=(0, 0, 1.0))
     assert policy(one_left).decide(prefill).replicas.tolist() == [2, 1, 2]
     assert policy(one_left).decide(decode).replicas.tolist() == [1, 1, 3]
 

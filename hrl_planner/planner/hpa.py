@@ -46,22 +46,17 @@ def replicas_for_metric(
 
 
 class HpaScaler:
-    """Limits and stabilisation between what the formula asks for and what is set.
+    """Limits and stabilisation between what the formula asks for and what is set."""
 
-    Args:
-        stabilisation_down_s: how far back the highest desire bounds a scale-down.
-    """
-
-    def __init__(self, stabilisation_down_s: float = STABILISATION_DOWN_S) -> None:
+    def __init__(self) -> None:
         """Start without a past."""
-        self._stabilisation_down_s = stabilisation_down_s
         self._desires: deque[tuple[float, FloatArray]] = deque()
 
     def limit(self, now_s: float, desired: FloatArray, current: FloatArray) -> IntArray:
         """Return the replicas to set, shape (P,); NaN desires keep the current ones."""
         wanted = np.where(np.isnan(desired), current, desired)
         self._desires.append((now_s, wanted))
-        while self._desires[0][0] < now_s - self._stabilisation_down_s:
+        while self._desires[0][0] < now_s - STABILISATION_DOWN_S:
             self._desires.popleft()
         highest = np.max([past for _, past in self._desires], axis=0)
         down = np.minimum(current, highest)

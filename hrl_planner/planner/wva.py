@@ -9,14 +9,15 @@ limiter per GPU type, and its published thresholds. A pool is a variant. Per rol
   `queue_threshold`, and until that was seen N (I + O/2) tokens with N = min(B O / (I + O), S),
   from lengths I and O, token budget B and sequence limit S;
 * above `up` of the supply that is there or on its way replicas are added where a token of capacity
-  is cheapest, as far as the type's GPUs go, the most saturated role first; below `down` of the
-  ready supply the dearest replicas go, and one per role stays.
+  is cheapest, as far as the type's GPUs go, the role that lacks most tokens first; below `down` of
+  the ready supply the dearest replicas go, and one per role stays.
 
-HPA carries the numbers out, as documented for WVA, with 120 s of stabilisation downwards. It knows
-prices and GPUs, no SLO targets and no latency profiles. Not here: votes of other analyzers,
-priorities among models, scale to zero. Pool metrics stand for the replicas', and a prefill
-replica's KV cache holds the prompts it works on. Sources: the project's *Saturation Scaling
-Configuration* and *Saturation Analyzer* pages (github.com/llm-d/llm-d-workload-variant-autoscaler).
+HPA carries the numbers out with its defaults, as documented for WVA. It knows prices and GPUs, no
+SLO targets and no latency profiles; GPUs once granted are not taken back for a role in need. Not
+here: votes of other analyzers, priorities among models, scale to zero. Pool metrics stand for the
+replicas', and a prefill replica's KV cache holds the prompts it works on. Sources: the project's
+*Saturation Scaling Configuration* and *Saturation Analyzer* pages
+(github.com/llm-d/llm-d-workload-variant-autoscaler).
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from hrl_planner.planner.hpa import HpaScaler
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext
 
-STABILISATION_DOWN_S = 120.0
 _PEAK_WINDOW_S = 60.0
 _HISTORY = 10  # saturated moments whose mean is a replica's computing capacity
 _OSL_EDGES_TOKENS = (100.0, 500.0)  # short, medium and long answers saturate at other loads
@@ -84,7 +84,7 @@ class WvaPolicy:
             lambda: deque(maxlen=_HISTORY)
         )
         self._seen: deque[tuple[float, FloatArray, FloatArray]] = deque()
-        self._scaler = HpaScaler(STABILISATION_DOWN_S)
+        self._scaler = HpaScaler()
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Compare demand with supply role by role; a role with unknown metrics stays as it is."""
@@ -92,7 +92,7 @@ class WvaPolicy:
         targets = current_targets(observation)
         ready = np.minimum(observation.pool_field("ready"), targets)
         wanted = targets.copy()
-        short: list[tuple[float, float, NDArray[np.int64]]] = []
+        short: list[tuple[float, NDArray[np.int64]]] = []
         for role in np.unique(self._roles):
             pools = np.flatnonzero(self._roles == role)
             asked = float(demand[pools].sum())
@@ -103,11 +103,11 @@ class WvaPolicy:
             if targets[pools].sum() == 0:
                 required = max(required, 1.0)  # without a replica a role never shows a load
             if required > 0.0:
-                short.append((asked / max(supply, 1.0), required, pools))
+                short.append((required, pools))
             else:
                 self._remove(supply - asked / self._down, pools, carries, wanted)
         free = self._free_gpus(observation, targets)
-        for _, required, pools in sorted(short, key=lambda entry: -entry[0]):
+        for required, pools in sorted(short, key=lambda entry: -entry[0]):
             self._add(required, pools, carries, wanted, free)
         replicas = self._scaler.limit(
             observation.now_s, wanted.astype(np.float64), targets.astype(np.float64)
