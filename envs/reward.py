@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from envs.kernel.layout import Cluster
 from envs.kernel.lifecycle import meter
 from hrl_planner._compiled import lean
+from hrl_planner.budget import price_per_hour
 
 if TYPE_CHECKING:
     from hrl_planner.spec import ClusterSpec
@@ -52,10 +53,7 @@ def reward_scales(
     per_step = max(float(value @ offered) / n_steps, 1e-9)
     price = np.array([p.price_per_gpu_hour for p in spec.pools], np.float64)
     gpus = np.array([p.gpus_per_replica for p in spec.pools], np.float64)
-    whole = sum(
-        max((p.price_per_gpu_hour for p in spec.pools if p.gpu_type == kind), default=0.0) * count
-        for kind, count in spec.budget.gpus.items()
-    )
+    whole = price_per_hour(spec)
     per_gpu_s = -spec.reward.gpu_price_weight * price / max(whole * step_s, 1e-9)
     per_replica = -spec.reward.churn_weight * gpus / max(sum(spec.budget.gpus.values()), 1)
     return value / per_step, per_gpu_s, per_replica

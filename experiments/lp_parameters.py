@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from agents.evaluate.cell import run_case
+from envs.score import cost_share, value_share
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.scenarios import SCENARIOS
 
@@ -40,16 +41,8 @@ def measure(job: tuple[str, str, int]) -> tuple[float, float, int]:
     spec = ClusterSpec.load(SPEC)
     case = SCENARIOS[scenario].build(spec, seed)
     result = run_case(case, policy, seed, grace_s=GRACE_S).result
-    value = np.array([c.value for c in spec.slo_classes])[result.class_id]
-    price = np.array([pool.price_per_gpu_hour for pool in spec.pools])
-    dearest = {
-        kind: max(p.price_per_gpu_hour for p in spec.pools if p.gpu_type == kind)
-        for kind in spec.gpu_types
-    }
-    budget = sum(n * dearest[kind] for kind, n in spec.budget.gpus.items())
-    cost = float((result.gpu_seconds * price).sum()) / (budget * case.trace.duration_s)
     moved = int(result.scale_ups.sum() + result.scale_downs.sum())
-    return float(value[result.attained].sum() / value.sum()), cost, moved
+    return value_share(result), cost_share(result), moved
 
 
 def main() -> None:

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
-__all__ = ["COUPLED", "EXACT", "INFEASIBLE", "UNLIMITED", "BudgetArrays", "project", "project_into"]
+__all__ = [
+    "COUPLED",
+    "EXACT",
+    "INFEASIBLE",
+    "UNLIMITED",
+    "BudgetArrays",
+    "price_per_hour",
+    "project",
+    "project_into",
+]
 
 
 class BudgetArrays(NamedTuple):
@@ -87,6 +96,14 @@ class BudgetArrays(NamedTuple):
             and held.sum() <= self.total_gpus
             and self.watts_per_replica @ replicas <= self.watts
         )
+
+
+def price_per_hour(spec: ClusterSpec) -> float:
+    """Return the price of the whole budget, each GPU at the dearest a pool of its type has."""
+    dearest = dict.fromkeys(spec.budget.gpus, 0.0)
+    for pool in spec.pools:
+        dearest[pool.gpu_type] = max(dearest[pool.gpu_type], pool.price_per_gpu_hour)
+    return sum(n * dearest[kind] for kind, n in spec.budget.gpus.items())
 
 
 def project(

@@ -44,7 +44,7 @@ ROLES = ("prefill", "decode", "aggregated")
 
 # Standard normal quantiles at 1/12, 3/12, ... 11/12: six equally likely lengths.
 _NORMAL = (-1.382994, -0.674490, -0.210428, 0.210428, 0.674490, 1.382994)
-_MAX_UTILISATION = 0.98
+MAX_UTILISATION = 0.98
 _MIN_SHARE = 0.02  # below this a pool is of no use to a class
 _FIRST_STEP_ITLS = 1.5  # a first decode step waits half a step for the running one, then takes one
 
@@ -160,7 +160,7 @@ def capacity_into(
     """Compiled `capacity`: write into `cap` and `share`."""
     for i in range(model.role.size):
         m = tightest[i]
-        bound = _MAX_UTILISATION
+        bound = MAX_UTILISATION
         if m >= 0 and model.role[i] == PREFILL:
             bound, _, _ = prefill_limit(model, load, i, m, servers[i], quantile)
         for c in range(model.ttft_s.size):
@@ -272,7 +272,7 @@ def prefill_limit(
     if best < _MIN_SHARE:
         return 0.0, service_s, 0.0
     low = 0.0
-    high = _MAX_UTILISATION
+    high = MAX_UTILISATION
     for _ in range(12):
         busy = 0.5 * (low + high)
         reached = in_time(busy, servers, service_s, cv2, own_s, fixed_s, target_s)
@@ -360,7 +360,7 @@ def aggregated_limit(
         return 0.0, 0.0
     osl = max(load.osl[c], 1.0)
     low = 0.0
-    high = _MAX_UTILISATION / service_s
+    high = MAX_UTILISATION / service_s
     share = best
     for _ in range(12):
         rate = 0.5 * (low + high)

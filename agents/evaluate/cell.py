@@ -6,14 +6,17 @@ runs too: a single run and a cell of a comparison are the same thing.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from agents.bounds import find_transform, relax
 from agents.evaluate import curves, metrics
 from agents.evaluate.cases import load_case
 from agents.evaluate.config import Cell, EvaluationConfig
 from agents.evaluate.store import CellData
+from envs.score import score
 from envs.simulation import SimResult, Simulation
 from hrl_planner.errors import PolicyError, SpecError
 from hrl_planner.planner import PlanContext, loop
@@ -31,14 +34,25 @@ class Run:
     """A finished run.
 
     Attributes:
-        case: what was simulated.
-        result: what came of it.
+        case: what was asked for.
+        result: what came of it; its spec is another one behind an @.
         wall_s: how long the run took.
     """
 
     case: ScenarioCase
     result: SimResult
     wall_s: float
+
+    @property
+    def score(self) -> float:
+        """Value attained minus price, at the price of the budget asked for."""
+        return score(self.result, self.case.spec)
+
+
+def split_policy(text: str) -> tuple[str, str | None]:
+    """Part `lp-oracle@unlimited` into the policy and the cluster without a limit it runs on."""
+    found = re.fullmatch(r"(.+)@([a-z-]+)", text)
+    return (found[1], found[2]) if found else (text, None)
 
 
 def run_case(
@@ -53,12 +67,17 @@ def run_case(
 
     Args:
         case: spec, trace and events.
-        policy_text: as the registry spells it.
+        policy_text: as the registry spells it; `@unlimited` or `@zero-startup` behind it runs it
+            on the cluster without that limit (`agents.bounds.specs`).
         seed: of start-up times, class assignment and the policy's own draws.
         grace_s: how long after the last arrival requests may still finish.
         on_progress: called after every decision.
     """
     started = time.perf_counter()
+    asked = case
+    policy_text, without = split_policy(policy_text)
+    if without is not None:
+        case = relax(case, without)
     policy = make_policy(policy_text)
     simulation = Simulation(case.spec, case.trace, seed=seed, events=case.events)
     blind = (e.pool for e in case.events if e.kind == "blind_profile" and e.pool is not None)
@@ -69,6 +88,7 @@ def run_case(
             trace=case.trace,
             class_id=simulation.class_id,
             blind_pools=frozenset(case.spec.pool_index(pool) for pool in blind),
+            events=tuple(case.events),
         )
     )
     loop.run(
@@ -78,7 +98,7 @@ def run_case(
         None if on_progress is None else lambda _: on_progress(simulation),
     )
     simulation.finish(grace_s)
-    return Run(case, simulation.result(), time.perf_counter() - started)
+    return Run(asked, simulation.result(), time.perf_counter() - started)
 
 
 def run_cell(config: EvaluationConfig, cell: Cell, on_share: Callable[[float], None]) -> CellData:
@@ -125,7 +145,10 @@ def check(config: EvaluationConfig) -> None:
         HrlPlannerError: a policy, scenario or trace that does not exist or does not fit the spec.
     """
     for policy in config.policies:
-        make_policy(policy)
+        text, without = split_policy(policy)
+        make_policy(text)
+        if without is not None:
+            find_transform(without)
     if len(set(config.policies)) != len(config.policies):
         raise PolicyError(f"a policy is named twice: {', '.join(config.policies)}")
     labels = [workload.label for workload in config.workloads]

@@ -21,7 +21,12 @@ GRACE_S = 600.0
 
 _ROOT = Path(__file__).parents[2]
 # Everything a run's numbers come from. Reports and commands may change without invalidating runs.
-_SOURCES = ("hrl_planner/**/*.py", "envs/**/*.py", "agents/evaluate/metrics.py")
+_SOURCES = (
+    "hrl_planner/**/*.py",
+    "envs/**/*.py",
+    "agents/bounds/*.py",
+    "agents/evaluate/metrics.py",
+)
 _NOT_SOURCES = ("hrl_planner/cli/", "envs/viewer", "hrl_planner/connectors/", "hrl_planner/router/")
 
 

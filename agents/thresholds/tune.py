@@ -18,6 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from agents.thresholds.workloads import training_cases
+from envs.score import score
 from envs.simulation import SimResult, Simulation
 from hrl_planner.planner import loop
 from hrl_planner.planner.policy import PlanContext, Policy
@@ -43,21 +44,6 @@ def result_of(spec: ClusterSpec, trace: Trace, policy: Policy, seed: int) -> Sim
     loop.run(simulation, policy, trace.duration_s)
     simulation.finish()
     return simulation.result()
-
-
-def score(result: SimResult) -> float:
-    """Return value-weighted attainment minus the price of GPU time, as the reward weighs them."""
-    spec = result.spec
-    value = np.array([c.value for c in spec.slo_classes])[result.class_id]
-    price = np.array([pool.price_per_gpu_hour for pool in spec.pools])
-    dearest = {
-        kind: max((p.price_per_gpu_hour for p in spec.pools if p.gpu_type == kind), default=0.0)
-        for kind in spec.gpu_types
-    }
-    whole = sum(dearest[kind] * n for kind, n in spec.budget.gpus.items()) * result.duration_s
-    attained = float((value * result.attained).sum() / max(value.sum(), 1e-9))
-    cost = float(price @ result.gpu_seconds) / max(whole, 1e-9)
-    return attained - spec.reward.gpu_price_weight * cost
 
 
 def tune(

@@ -19,6 +19,7 @@ from hrl_planner.observation import ClusterObservation
 if TYPE_CHECKING:
     from hrl_planner.spec import ClusterSpec
     from hrl_planner.workload import Trace
+    from hrl_planner.workload.events import ClusterEvent
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -34,6 +35,7 @@ class PlanContext:
         trace: the future. Only clairvoyant policies, which serve as bounds, may read it.
         class_id: SLO class of each request of the trace, shape (N,), if already assigned.
         blind_pools: indices of pools whose latency profile planners must not use (scenario S13).
+        events: what else will happen; like the trace for clairvoyant policies only.
     """
 
     spec: ClusterSpec
@@ -41,6 +43,7 @@ class PlanContext:
     trace: Trace | None = None
     class_id: NDArray[np.int16] | None = None
     blind_pools: frozenset[int] = frozenset()
+    events: tuple[ClusterEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

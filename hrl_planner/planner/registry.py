@@ -21,6 +21,7 @@ from hrl_planner.planner.queue_length import QueueLengthPolicy
 from hrl_planner.planner.rule import RuleParameters, RulePolicy
 from hrl_planner.planner.static import StaticPolicy
 from hrl_planner.planner.thresholds import ThresholdsPolicy
+from hrl_planner.planner.wva import WvaPolicy
 
 
 def _rule(**parameters: float) -> Policy:
@@ -43,12 +44,26 @@ _POLICIES: dict[str, tuple[Callable[..., Policy], str]] = {
     "static": (StaticPolicy, "a fixed split of the budget"),
     "hpa": (HpaPolicy, "Kubernetes' HPA per pool, on utilisation"),
     "queue-length": (QueueLengthPolicy, "KEDA per pool, on queue length"),
+    "wva": (WvaPolicy, "llm-d's variant autoscaler: token capacity per role, cheapest first"),
     "lp": (FluidPlanner, "the fluid LP on a forecast over the start-up horizon"),
     "lp-oracle": (OracleFluidPlanner, "the fluid LP with perfect foresight (a bound)"),
     "rule": (_rule, "thresholds on utilisation, KV use, queue and latency"),
     "learned": (_learned, "a trained checkpoint over the LP, shielded; path=FOLDER"),
     "thresholds": (ThresholdsPolicy, "the rule, its thresholds tuned for the spec by CMA-ES"),
 }
+
+
+def register_policy(name: str, maker: Callable[..., Policy], about: str) -> None:
+    """Add a policy that lives in a package above this one; those of this package stay theirs.
+
+    Args:
+        name: what users write.
+        maker: called with the parameters behind the colon.
+        about: a line on what it is.
+    """
+    if name in _POLICIES and _POLICIES[name][0] is not maker:
+        raise PolicyError(f"policy {name!r} exists already")
+    _POLICIES[name] = (maker, about)
 
 
 def policy_names() -> dict[str, str]:

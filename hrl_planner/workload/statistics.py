@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_planner.workload.reuse import PrefixReuse
 from hrl_planner.workload.trace import Trace
 
 QUANTILES = (0.5, 0.9, 0.99)
@@ -71,16 +72,8 @@ def prefix_reuse(trace: Trace) -> float:
     """Share of prompt tokens whose block was seen before: what an unlimited cache would save."""
     if trace.n_blocks == 0 or len(trace) == 0:
         return float("nan")
-    counts = np.diff(trace.block_offsets)
-    # An id stands for its whole prefix, so all blocks in front of a seen one were seen too.
-    first_use = np.zeros(len(trace.block_ids), dtype=np.int64)
-    first_use[np.unique(trace.block_ids, return_index=True)[1]] = 1
-    new = np.bincount(
-        np.repeat(np.arange(len(trace)), counts), weights=first_use, minlength=len(trace)
-    )
-    isl = trace.isl_tokens.astype(np.int64)
-    hit = np.minimum((counts - new) * trace.block_tokens, isl - 1)
-    return float(hit.sum() / isl.sum())
+    cached = PrefixReuse(trace).cached_tokens()
+    return float(cached.sum() / trace.isl_tokens.sum(dtype=np.int64))
 
 
 def _summary(tokens: NDArray[np.int32]) -> tuple[float, ...]:

@@ -1,0 +1,39 @@
+"""What no planner can beat, and what the best cluster without planning does.
+
+    clairvoyant   an LP that knows the trace: best plan in hindsight, and the budget a load needs
+    specs         clusters without a limit: unlimited budget, no start-up time; other tightness
+    best_static   the best fixed replicas in hindsight, found in the simulator
+
+Importing the package makes the policy `best-static` known.
+"""
+
+from agents.bounds.best_static import BestStaticPolicy, StaticSearch, best_static
+from agents.bounds.clairvoyant import ClairvoyantBound, clairvoyant_bound, clairvoyant_need
+from agents.bounds.specs import (
+    TRANSFORMS,
+    find_transform,
+    relax,
+    tighten,
+    unlimited,
+    zero_startup,
+)
+from hrl_planner.planner.registry import register_policy
+
+register_policy(
+    "best-static", BestStaticPolicy, "the best fixed replicas in hindsight (knows the trace)"
+)
+
+__all__ = [
+    "TRANSFORMS",
+    "BestStaticPolicy",
+    "ClairvoyantBound",
+    "StaticSearch",
+    "best_static",
+    "clairvoyant_bound",
+    "clairvoyant_need",
+    "find_transform",
+    "relax",
+    "tighten",
+    "unlimited",
+    "zero_startup",
+]

@@ -1,0 +1,41 @@
+"""One number for a finished run: value attained minus price, as the reward weighs them.
+
+Unlike the reward's sum it has no churn in it, and it can be normalised to another budget than the
+one the run had: bounds with more GPUs are compared at the price of the budget they are bounds for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hrl_planner.budget import price_per_hour
+
+if TYPE_CHECKING:
+    from envs.simulation import SimResult
+    from hrl_planner.spec import ClusterSpec
+
+
+def value_share(result: SimResult) -> float:
+    """Return the value-weighted share of offered requests that were attained."""
+    value = np.array([c.value for c in result.spec.slo_classes])[result.class_id]
+    return float((value * result.attained).sum() / max(value.sum(), 1e-9))
+
+
+def cost_share(result: SimResult, budget_of: ClusterSpec | None = None) -> float:
+    """Return the price of the GPU time over that of a whole budget throughout.
+
+    Args:
+        result: the finished run.
+        budget_of: the cluster whose budget counts; absent, the run's own.
+    """
+    price = np.array([pool.price_per_gpu_hour for pool in result.spec.pools])
+    whole = price_per_hour(budget_of or result.spec) * result.duration_s
+    return float(price @ result.gpu_seconds) / max(whole, 1e-9)
+
+
+def score(result: SimResult, budget_of: ClusterSpec | None = None) -> float:
+    """Return value share minus weighted cost share; arguments as in `cost_share`."""
+    weight = (budget_of or result.spec).reward.gpu_price_weight
+    return value_share(result) - weight * cost_share(result, budget_of)
