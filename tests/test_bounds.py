@@ -28,7 +28,7 @@ from hrl_planner.workload.events import ClusterEvent
 from hrl_planner.workload.reuse import PrefixReuse
 from hrl_planner.workload.scenarios import ScenarioCase
 from hrl_planner.workload.trace import Trace
-from tests.builders import cluster, linear_profile, pool, slo_class, trace
+from tests.builders import cluster, linear_profile, pool, profile_file, slo_class, trace
 from tests.test_policies import closed_loop, poisson
 
 SMALL = ClusterSpec.load("small")
@@ -85,6 +85,45 @@ def test_the_bound_waits_for_replicas_to_start() -> None:
     offered = trace(np.arange(0.0, 600.0, 1.0 / 3.0), isl_tokens=100, duration_s=600.0)
     bound = clairvoyant_bound(spec, offered, np.zeros(len(offered), np.int16), price_weight=0.0)
     assert bound.value_share == pytest.approx((3 + 7 * 3) / 30, abs=0.02)
+
+
+@pytest.mark.parametrize("rate", [2.0, 30.0])
+def test_the_bound_holds_for_aggregated_pools_too(rate: float) -> None:
+    spec = cluster(
+        pool(
+            "aggregated",
+            profile_file(
+                prefill_new_tokens=(1, 8000),
+                prefill_ms=((((1.0,), (400.0,)),)),
+                decode_batch=(1, 256),
+                decode_ms=((10.0,), (60.0,)),
+            ),
+            replicas=2,
+        ),
+        slo_classes=(slo_class(itl_ms=40.0),),
+    )
+    offered = poisson(rate, 300.0, seed=6)
+    simulation, _ = closed_loop("static:split=initial", offered, spec=spec)
+    simulation.finish()
+    bound = clairvoyant_bound(spec, offered, simulation.class_id, price_weight=0.0)
+    assert 0.0 < value_share(simulation.result()) <= bound.value_share + 1e-6
+
+
+@settings(max_examples=8, deadline=None)
+@given(rate=st.floats(20.0, 200.0), factor=st.floats(0.5, 1.5), more=st.floats(1.1, 2.0))
+def test_less_limits_never_lower_the_bound(rate: float, factor: float, more: float) -> None:
+    offered = poisson(rate, 240.0, seed=1)
+
+    def value(spec: ClusterSpec) -> float:
+        return clairvoyant_bound(spec, offered, classes_of(offered), price_weight=0.0).value_share
+
+    # Maximum and initial replicas are kept: only the budget differs.
+    tight = tighten(SMALL, factor)
+    wide = tight.replace(
+        budget=BudgetSpec(gpus={k: int(np.ceil(n * more)) for k, n in tight.budget.gpus.items()})
+    )
+    assert value(tight) <= value(wide) + 1e-6
+    assert value(tight) <= value(zero_startup(tight)) + 1e-6
 
 
 def test_the_bound_of_a_cluster_without_limits_is_all_of_the_value() -> None:

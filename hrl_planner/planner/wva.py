@@ -16,7 +16,8 @@ HPA carries the numbers out with its defaults, as documented for WVA. It knows p
 SLO targets and no latency profiles; GPUs once granted are not taken back for a role in need. Not
 here: votes of other analyzers, priorities among models, scale to zero. Pool metrics stand for the
 replicas', and a prefill replica's KV cache holds the prompts it works on. Sources: the project's
-*Saturation Scaling Configuration* and *Saturation Analyzer* pages
+*Saturation Scaling Configuration* and *Saturation Analyzer* pages, and for the formula of N and the
+order of grants its packages saturation_v2 and pipeline
 (github.com/llm-d/llm-d-workload-variant-autoscaler).
 """
 
