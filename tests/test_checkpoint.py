@@ -1,0 +1,145 @@
+"""A checkpoint comes back as it was written, or says in one line what is wrong with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from hrl_planner.cli import app
+from hrl_planner.errors import CheckpointError
+from hrl_planner.planner.checkpoint import load, shipped
+from hrl_planner.planner.network import pack
+from tests.networks import ALLOCATOR, SCALER, tensors, write_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "checkpoint")
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    checkpoint = load(folder)
+    np.testing.assert_array_equal(checkpoint.allocator.net, pack(tensors(ALLOCATOR, 1), ALLOCATOR))
+    assert checkpoint.scaler is not None
+    np.testing.assert_array_equal(checkpoint.scaler.net, pack(tensors(SCALER, 2), SCALER))
+    assert checkpoint.allocator.shape == ALLOCATOR
+    assert not list(folder.parent.glob(".checkpoint-*"))
+
+
+def test_writing_again_replaces_the_whole(folder: Path) -> None:
+    write_checkpoint(folder, allocator=tensors(ALLOCATOR, 9))
+    np.testing.assert_array_equal(
+        load(folder).allocator.net, pack(tensors(ALLOCATOR, 9), ALLOCATOR)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 99}, "format_version is 99; this version reads 1"),
+        ({"nonsense": 1}, "nonsense: Extra inputs are not permitted"),
+        ({"head": "other"}, "head: Input should be 'residual'"),
+        ({"prior": None}, "prior: Input should be a valid string"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_field(
+    folder: Path, changes: dict[str, object], message: str
+) -> None:
+    edit(folder, **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder)
+    assert "manifest.yaml" in str(caught.value)
+
+
+def test_another_feature_schema_is_refused_and_the_difference_named(folder: Path) -> None:
+    path = folder / "manifest.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["feature_schema"]["hash"] = "0123"
+    data["feature_schema"]["pool_columns"][3] = "gpus_of_old"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(
+        CheckpointError, match="gpus_per_replica; features it has too many: gpus_of"
+    ):
+        load(folder)
+
+
+def test_damaged_weights_are_refused(folder: Path) -> None:
+    weights = folder / "allocator.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match=r"allocator\.safetensors: cannot be read"):
+        load(folder)
+
+
+def test_weights_of_another_shape_or_not_finite_are_refused(folder: Path) -> None:
+    path = folder / "scaler.safetensors"
+    found = load_file(path)
+    found["head_1.bias"][0] = np.nan
+    save_file(found, path)
+    with pytest.raises(CheckpointError, match=r"tensor head_1\.bias holds NaN"):
+        load(folder)
+    save_file({**found, "head_1.bias": np.zeros(3, np.float32)}, path)
+    with pytest.raises(CheckpointError, match=r"head_1\.bias has shape \(3,\)"):
+        load(folder)
+
+
+def test_nothing_in_a_checkpoint_is_executed(folder: Path) -> None:
+    marker = folder / "ran"
+    (folder / "manifest.yaml").write_text(
+        f"!!python/object/apply:os.system ['touch {marker}']\n", encoding="utf-8"
+    )
+    with pytest.raises(CheckpointError):
+        load(folder)
+    assert not marker.exists()
+
+
+def test_a_missing_folder_or_spec_is_an_error_of_exit_code_2(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["checkpoint", "show", str(tmp_path / "none")])
+    assert result.exit_code == 2
+    with pytest.raises(CheckpointError, match="no checkpoint ships for spec 'nowhere'"):
+        shipped("nowhere")
+
+
+def test_show_prints_what_it_is(folder: Path) -> None:
+    result = CliRunner().invoke(app, ["checkpoint", "show", str(folder), "--features"])
+    assert result.exit_code == 0, result.output
+    for word in ("allocator", "scaler", "lp, residual head", "pool kv_use"):
+        assert word in result.output
+
+
+def test_a_decision_needs_numpy_alone(folder: Path) -> None:
+    """Neither a learning library nor an environment, nor a compiler, is imported or needed."""
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {{"torch", "stable_baselines3", "gymnasium", "numba", "envs"}}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
+from hrl_planner.planner import PlanContext
+from hrl_planner.planner.registry import make_policy
+from hrl_planner.spec import ClusterSpec
+spec = ClusterSpec.load("small")
+policy = make_policy("learned:path={folder}")
+policy.reset(PlanContext(spec))
+pools = np.ones((len(spec.pools), len(POOL_FIELDS)))
+classes = np.ones((len(spec.slo_classes), len(CLASS_FIELDS)))
+plan = policy.decide(ClusterObservation(0.0, pools, classes))
+print(plan.replicas.tolist(), plan.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "learned" in done.stdout

@@ -1,0 +1,110 @@
+"""What is trained is what is deployed: environments and the deployed planner decide the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.base import PlannerEnv
+from envs.global_allocator import GlobalLevel
+from envs.local_scaler.level import AllPoolsLevel
+from envs.simulation import SimResult, Simulation
+from hrl_planner.encoding import Layout
+from hrl_planner.errors import PolicyError
+from hrl_planner.planner import PlanContext, loop
+from hrl_planner.planner.policy import Policy
+from hrl_planner.planner.registry import make_policy
+from hrl_planner.planner.scaler import CHANGES, TO_QUOTA, outputs_of, target_of
+from hrl_planner.spec import ClusterSpec
+from hrl_planner.workload.trace import Trace
+from tests.networks import ALLOCATOR, SCALER, network, write_checkpoint, zeros
+from tests.test_envs import requests
+
+SPEC = ClusterSpec.load("small")
+LAYOUT = Layout.of(SPEC)
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return requests(duration_s=600.0, busy_s=500.0)
+
+
+def drive(policy: Policy, trace: Trace, seed: int) -> SimResult:
+    simulation = Simulation(SPEC, trace, seed=seed)
+    policy.reset(PlanContext(SPEC, seed=seed, class_id=simulation.class_id))
+    loop.run(simulation, policy, trace.duration_s)
+    return simulation.result()
+
+
+def assert_same(one: SimResult, other: SimResult) -> None:
+    np.testing.assert_array_equal(one.finish_s, other.finish_s)
+    np.testing.assert_array_equal(one.gpu_seconds, other.gpu_seconds)
+    np.testing.assert_array_equal(one.scale_ups, other.scale_ups)
+
+
+def test_an_untrained_checkpoint_is_the_lp_over_the_rule(tmp_path: Path, trace: Trace) -> None:
+    path = write_checkpoint(tmp_path / "zero", zeros(ALLOCATOR), zeros(SCALER))
+    learned = drive(make_policy(f"learned:path={path}"), trace, 3)
+    assert_same(learned, drive(make_policy("lp+rule"), trace, 3))
+
+
+def test_a_trained_allocator_decides_in_the_environment_as_deployed(
+    tmp_path: Path, trace: Trace
+) -> None:
+    path = write_checkpoint(tmp_path / "random")
+    level = GlobalLevel("lp", network(SCALER, 2))
+    env = PlannerEnv(level, spec=SPEC, trace=trace)
+    observation, _ = env.reset(seed=3)
+    net, shape = network(ALLOCATOR, 1)
+    ended = False
+    moved = 0.0
+    while not ended:
+        action = outputs_of(net, shape, observation, len(SPEC.pools), len(SPEC.slo_classes))[:, 0]
+        moved += float(np.abs(action).sum())
+        observation, _, _, ended, _ = env.step(action)
+    policy = make_policy(f"learned:path={path},shield=false")
+    assert moved > 0.0
+    assert_same(env.run.simulation.result(), drive(policy, trace, env.run.episode.seed))
+
+
+def test_a_trained_scaler_decides_in_the_compiled_loop_as_an_agent_would(trace: Trace) -> None:
+    """The packed network inside `control.tick`, and the same network as agent of all pools."""
+    net, shape = network(SCALER, 2)
+    inside = PlannerEnv(
+        GlobalLevel("static:split=equal", network(SCALER, 2)), spec=SPEC, trace=trace
+    )
+    inside.reset(seed=3)
+    ended = False
+    idle = np.zeros(LAYOUT.max_pools, np.float32)
+    while not ended:
+        *_, ended, _ = inside.step(idle)
+    agent = PlannerEnv(AllPoolsLevel("static:split=equal"), spec=SPEC, trace=trace)
+    observation, _ = agent.reset(seed=3)
+    ended = False
+    while not ended:
+        scores = outputs_of(net, shape, observation, len(SPEC.pools), len(SPEC.slo_classes))
+        observation, _, _, ended, _ = agent.step(scores.argmax(axis=1))
+    one, other = inside.run.simulation.result(), agent.run.simulation.result()
+    assert other.scale_ups.sum() + other.scale_downs.sum() > 0
+    assert_same(one, other)
+
+
+def test_actions_stay_between_one_replica_and_the_quota() -> None:
+    for action in range(1, len(CHANGES)):
+        for target in range(5):
+            for quota in range(5):
+                chosen = target_of(action, 9, target, float(quota), 0, 4)
+                assert min(1, quota) <= chosen <= quota or action == TO_QUOTA
+                assert chosen <= quota
+    assert target_of(TO_QUOTA, 0, 1, 3.0, 0, 8) == 3
+    assert target_of(0, 5, 1, 3.0, 0, 8) == 5
+
+
+def test_parameters_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "c")
+    with pytest.raises(PolicyError, match="local: unknown 'other'"):
+        make_policy(f"learned:path={path},local=other")
+    with pytest.raises(PolicyError, match="decide before reset"):
+        make_policy(f"learned:path={path}").decide(Simulation(SPEC, requests()).observe())
