@@ -135,7 +135,6 @@ def test_sessions_arrive_at_the_rate_of_the_curve_from_the_first_minute(
 def test_block_tree_repeats_leading_blocks_and_makes_the_rest_new() -> None:
     ids, offsets = block_tree(
         parent=np.array([-1, 0, 1, 0]),
-        level=np.array([0, 1, 2, 1]),
         shared=np.array([0, 2, 9, 1]),
         count=np.array([2, 4, 3, 3]),
     )

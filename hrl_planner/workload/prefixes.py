@@ -13,14 +13,14 @@ long prompts; `ASSISTANT` is short chat behind one of several system prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_planner.workload._rows import grow_tree
 from hrl_planner.workload.lengths import Lengths
-from hrl_planner.workload.trace import DEFAULT_BLOCK_TOKENS, ragged_arange
+from hrl_planner.workload.trace import DEFAULT_BLOCK_TOKENS
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -167,7 +167,7 @@ class Turns:
     session: Ints
     isl: Ints
     osl: Ints
-    block_ids: Ints
+    block_ids: NDArray[np.int32]
     block_offsets: Ints
 
 
@@ -190,53 +190,54 @@ def converse(
     counts = model.draw_turns(len(start_s), rng)
     n = int(counts.sum())
     session = np.repeat(np.arange(len(start_s)), counts)
-    turn = ragged_arange(np.zeros(len(counts), dtype=np.int64), counts)
-    opening = turn == 0
-
-    gap = np.exp(model.gap_sigma * rng.standard_normal(n)) * model.gap_median_s
-    at_s = _running_sum(np.where(opening, start_s[session], gap), opening)
+    opening = np.zeros(n, dtype=np.bool_)
+    opening[np.cumsum(counts) - counts] = True
+    opens, later = np.flatnonzero(opening), np.flatnonzero(~opening)
+    # Everything is drawn for all turns, so that one turn's course changes no other's luck; what
+    # follows from the draws is worked out only where it is used.
+    drawn = rng.standard_normal(n)
+    step_s = start_s[session]
+    step_s[later] = np.exp(model.gap_sigma * drawn[later]) * model.gap_median_s
+    at_s = _running_sum(step_s, opening)
     osl = model.output.sample(n, rng)
     edited = (rng.random(n) < model.edit_probability) & ~opening
     system_of, system_tokens = _system_prompts(model.system, len(start_s), rng)
-    first = model.first.sample(n, rng, model.first.mean * length_factor[session])
-    added = model.added.sample(n, rng, model.added.mean * length_factor[session])
+    system_isl = system_tokens[system_of]
+    first, added = model.first.draw(n, rng), model.added.draw(n, rng)
+    step = np.empty(n, dtype=np.int64)
+    step[opens] = model.first.tokens(first[opens], model.first.mean * length_factor) + system_isl
     # An edited turn replaces the last answer instead of following it.
-    answer = np.where(edited, 0, np.concatenate(([0], osl[:-1]))) if n else osl
-    system_isl = system_tokens[system_of][session]
-    isl = _running_sum(np.where(opening, system_isl + first, added + answer), opening)
-
+    step[later] = np.where(edited[later], 0, osl[later - 1]) + model.added.tokens(
+        added[later], model.added.mean * length_factor[session[later]]
+    )
+    isl = _running_sum(step, opening)
     kept = np.concatenate(([0], isl[:-1])) if n else isl
-    kept = np.where(edited, kept * rng.random(n) ** 2, kept).astype(np.int64)
-    kept = np.maximum(kept, np.minimum(system_isl, isl))
-    short = isl <= model.max_isl  # prompts only grow: what is dropped is a conversation's end
-    n_prompts = len(system_tokens)
-    row = np.cumsum(short) - 1 + n_prompts
-    parent = np.where(opening, system_of[session], row - 1)[short]
-    isl, session = isl[short], session[short]
-
+    part = rng.random(n)
+    kept[edited] = (kept[edited] * part[edited] ** 2).astype(np.int64)
+    kept = np.maximum(kept, np.minimum(system_isl[session], isl))
+    n_prompts = len(system_tokens)  # their rows come before those of the turns
+    parent = np.arange(n_prompts - 1, n_prompts - 1 + n)
+    parent[opens] = system_of
+    shared = kept // block_tokens
+    short = isl <= model.max_isl
+    if not short.all():  # prompts only grow: what is dropped is a conversation's end
+        row = np.concatenate((np.arange(n_prompts), n_prompts - 1 + np.cumsum(short)))
+        parent, shared = row[parent[short]], shared[short]
+        at_s, session, isl, osl = at_s[short], session[short], isl[short], osl[short]
     ids, offsets = block_tree(
         parent=np.concatenate((np.full(n_prompts, -1), parent)),
-        level=np.concatenate((np.zeros(n_prompts, dtype=np.int64), turn[short] + 1)),
-        shared=np.concatenate((np.zeros(n_prompts, dtype=np.int64), kept[short] // block_tokens)),
+        shared=np.concatenate((np.zeros(n_prompts, dtype=np.int64), shared)),
         count=np.concatenate((system_tokens // block_tokens, -(-isl // block_tokens))),
     )
     first_block = offsets[n_prompts]
-    return Turns(
-        at_s=at_s[short],
-        session=session,
-        isl=isl,
-        osl=osl[short],
-        block_ids=ids[first_block:],
-        block_offsets=offsets[n_prompts:] - first_block,
-    )
+    return Turns(at_s, session, isl, osl, ids[first_block:], offsets[n_prompts:] - first_block)
 
 
-def block_tree(parent: Ints, level: Ints, shared: Ints, count: Ints) -> tuple[Ints, Ints]:
+def block_tree(parent: Ints, shared: Ints, count: Ints) -> tuple[NDArray[np.int32], Ints]:
     """Block ids of rows that share leading blocks with earlier rows.
 
     Args:
-        parent: row whose leading blocks a row repeats; -1 for none. Of a lower level.
-        level: rows of one level are laid out together.
+        parent: row whose leading blocks a row repeats, above it; -1 for none.
         shared: how many blocks are repeated, as far as both rows have them.
         count: blocks of each row.
 
@@ -245,18 +246,7 @@ def block_tree(parent: Ints, level: Ints, shared: Ints, count: Ints) -> tuple[In
     """
     offsets = np.concatenate(([0], np.cumsum(count)))
     shared = np.where(parent >= 0, np.minimum(shared, np.minimum(count, count[parent])), 0)
-    own = count - shared
-    first_own = np.cumsum(own) - own
-    ids = np.empty(int(offsets[-1]), dtype=np.int64)
-    ids[ragged_arange(offsets[:-1] + shared, own)] = ragged_arange(first_own, own)
-    by_level = np.argsort(level, kind="stable")
-    bounds = np.searchsorted(level[by_level], np.arange(int(level.max(initial=0)) + 2))
-    for low, high in pairwise(bounds[1:]):  # level 0 repeats nothing
-        rows = by_level[low:high]
-        repeated = shared[rows]
-        target = ragged_arange(offsets[rows], repeated)
-        ids[target] = ids[ragged_arange(offsets[parent[rows]], repeated)]
-    return ids, offsets
+    return grow_tree(parent, shared, offsets), offsets
 
 
 def _system_prompts(
