@@ -50,8 +50,8 @@ def test_a_seed_changes_requests_and_load_scales_them() -> None:
     assert len(half.trace) == pytest.approx(len(a.trace) / 2, rel=0.1)
 
 
-# Made by the code of version 0.1 before the loops under it were compiled; whole numbers only, since
-# the last bit of an exponential differs between processors.
+# Made by commit 27b2ea9, before traces were made faster; whole numbers only, since the last bit of
+# an exponential differs between processors.
 FINGERPRINTS = {
     "diurnal-mix": "01dad0aeaa5e5cef",
     "priority-reclaim": "32893c6ac92a4dcb",

@@ -29,21 +29,27 @@ def gather(values: NDArray[Any], starts: Ints, counts: Ints) -> NDArray[Any]:
 
 
 @compiled
-def grow_tree(parent: Ints, shared: Ints, offsets: Ints) -> NDArray[np.int32]:
-    """Return block ids of rows that repeat the leading `shared` blocks of their parents.
+def grow_tree(parent: Ints, shared: Ints, count: Ints) -> tuple[NDArray[np.int32], Ints]:
+    """Return block ids of rows that share leading blocks with earlier rows, and their offsets.
 
     Args:
-        parent: row that is repeated, above the row that does.
-        shared: blocks it gives.
-        offsets: where each row's blocks begin; one more than there are rows.
+        parent: row whose leading blocks a row repeats, above it; -1 for none.
+        shared: how many blocks are repeated, as far as both rows have them.
+        count: blocks of each row.
     """
+    offsets = np.zeros(count.size + 1, np.int64)
+    offsets[1:] = np.cumsum(count)
     ids = np.empty(offsets[-1], np.int32)
     fresh = 0
     for row in range(parent.size):
-        at, start = offsets[row], offsets[parent[row]]
-        for j in range(shared[row]):
-            ids[at + j] = ids[start + j]
-        for own in range(at + shared[row], offsets[row + 1]):
+        at, above = offsets[row], parent[row]
+        repeated = 0
+        if above >= 0:
+            repeated = min(shared[row], min(count[row], count[above]))
+            start = offsets[above]
+            for j in range(repeated):
+                ids[at + j] = ids[start + j]
+        for own in range(at + repeated, offsets[row + 1]):
             ids[own] = fresh
             fresh += 1
-    return ids
+    return ids, offsets

@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_planner._compiled import compiled
 from hrl_planner.workload._rows import grow_tree
 from hrl_planner.workload.lengths import Lengths
 from hrl_planner.workload.trace import DEFAULT_BLOCK_TOKENS
@@ -184,7 +185,7 @@ def converse(
         model: what they are like.
         start_s: when each begins.
         length_factor: multiplies the mean lengths of each one's own text.
-        rng: randomness.
+        rng: randomness; where it stands afterwards is not promised.
         block_tokens: tokens per prefix block.
     """
     counts = model.draw_turns(len(start_s), rng)
@@ -203,17 +204,19 @@ def converse(
     edited = (rng.random(n) < model.edit_probability) & ~opening
     system_of, system_tokens = _system_prompts(model.system, len(start_s), rng)
     system_isl = system_tokens[system_of]
-    first, added = model.first.draw(n, rng), model.added.draw(n, rng)
+    first = model.first.draw(n, rng)
     step = np.empty(n, dtype=np.int64)
     step[opens] = model.first.tokens(first[opens], model.first.mean * length_factor) + system_isl
-    # An edited turn replaces the last answer instead of following it.
-    step[later] = np.where(edited[later], 0, osl[later - 1]) + model.added.tokens(
-        added[later], model.added.mean * length_factor[session[later]]
-    )
+    if later.size:
+        # An edited turn replaces the last answer instead of following it.
+        step[later] = np.where(edited[later], 0, osl[later - 1]) + model.added.tokens(
+            model.added.draw(n, rng)[later], model.added.mean * length_factor[session[later]]
+        )
     isl = _running_sum(step, opening)
     kept = np.concatenate(([0], isl[:-1])) if n else isl
-    part = rng.random(n)
-    kept[edited] = (kept[edited] * part[edited] ** 2).astype(np.int64)
+    if later.size:
+        part = rng.random(n)
+        kept[edited] = (kept[edited] * part[edited] ** 2).astype(np.int64)
     kept = np.maximum(kept, np.minimum(system_isl[session], isl))
     n_prompts = len(system_tokens)  # their rows come before those of the turns
     parent = np.arange(n_prompts - 1, n_prompts - 1 + n)
@@ -224,29 +227,13 @@ def converse(
         row = np.concatenate((np.arange(n_prompts), n_prompts - 1 + np.cumsum(short)))
         parent, shared = row[parent[short]], shared[short]
         at_s, session, isl, osl = at_s[short], session[short], isl[short], osl[short]
-    ids, offsets = block_tree(
-        parent=np.concatenate((np.full(n_prompts, -1), parent)),
-        shared=np.concatenate((np.zeros(n_prompts, dtype=np.int64), shared)),
-        count=np.concatenate((system_tokens // block_tokens, -(-isl // block_tokens))),
+    ids, offsets = grow_tree(
+        np.concatenate((np.full(n_prompts, -1), parent)),
+        np.concatenate((np.zeros(n_prompts, dtype=np.int64), shared)),
+        np.concatenate((system_tokens // block_tokens, -(-isl // block_tokens))),
     )
     first_block = offsets[n_prompts]
     return Turns(at_s, session, isl, osl, ids[first_block:], offsets[n_prompts:] - first_block)
-
-
-def block_tree(parent: Ints, shared: Ints, count: Ints) -> tuple[NDArray[np.int32], Ints]:
-    """Block ids of rows that share leading blocks with earlier rows.
-
-    Args:
-        parent: row whose leading blocks a row repeats, above it; -1 for none.
-        shared: how many blocks are repeated, as far as both rows have them.
-        count: blocks of each row.
-
-    Returns:
-        Ids, row after row, and the offset of each row.
-    """
-    offsets = np.concatenate(([0], np.cumsum(count)))
-    shared = np.where(parent >= 0, np.minimum(shared, np.minimum(count, count[parent])), 0)
-    return grow_tree(parent, shared, offsets), offsets
 
 
 def _system_prompts(
@@ -256,8 +243,21 @@ def _system_prompts(
     if system is None:
         return np.zeros(n, dtype=np.int64), np.zeros(1, dtype=np.int64)
     popularity = np.arange(1, system.count + 1, dtype=np.float64) ** -system.zipf
-    chosen = rng.choice(system.count, size=n, p=popularity / popularity.sum())
-    return chosen.astype(np.int64), system.tokens.sample(system.count, rng)
+    below = np.cumsum(popularity / popularity.sum())
+    below /= below[-1]
+    return _ranks(rng.random(n), below), system.tokens.sample(system.count, rng)
+
+
+@compiled
+def _ranks(drawn: Floats, below: Floats) -> Ints:
+    """Return the rank each uniform draw falls on: few and mostly low, a walk beats a search."""
+    ranks = np.empty(drawn.size, np.int64)
+    for k in range(drawn.size):
+        rank = 0
+        while below[rank] <= drawn[k]:
+            rank += 1
+        ranks[k] = rank
+    return ranks
 
 
 def _running_sum(values: NDArray[Number], restart: NDArray[np.bool_]) -> NDArray[Number]:

@@ -157,11 +157,13 @@ def _join(
 
 def _stacked(columns: Sequence[NDArray[np.int32]], sizes: Sequence[int]) -> NDArray[np.int32]:
     """Join columns of ids so that none meets another's; -1 stays."""
-    first = np.cumsum([0, *sizes[:-1]]).astype(np.int32)
-    return np.concatenate(
-        [np.where(ids >= 0, ids + base, -1) for ids, base in zip(columns, first, strict=True)],
-        dtype=np.int32,
-    )
+    stacked = np.concatenate(columns)
+    at = base = 0
+    for column, size in zip(columns, sizes, strict=True):
+        part = stacked[at : at + len(column)]
+        np.add(part, np.int32(base), out=part, where=part >= 0)
+        at, base = at + len(column), base + size
+    return stacked
 
 
 def _copied(
