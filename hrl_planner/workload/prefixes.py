@@ -3,7 +3,7 @@
 Every prompt is seen as a row of blocks that starts with some leading blocks of an earlier row, its
 parent, and goes on with blocks of its own. The first turn of a conversation has a system prompt as
 parent, each later turn the turn before. That tree is all there is to prefix reuse, and laying it
-out level by level needs one numpy pass per turn number, whatever the number of conversations.
+out takes one pass over the rows (`_rows.grow_tree`).
 
 `SessionModel` holds the figures of one kind of traffic. `CONVERSATION` reproduces the Mooncake
 conversation trace (how each figure was fitted: docs/workload.md); `AGENTIC` is tool loops on few
