@@ -12,6 +12,7 @@ from envs.kernel import layout
 from envs.kernel.layout import NONE, Cluster
 from envs.luck import lifetime_draws, startup_draws
 from hrl_planner import surface
+from hrl_planner._compiled import lean
 from hrl_planner.routing import ROUTER_KINDS, WORKER_LOAD
 from hrl_planner.spec import ClusterSpec, GridSpec
 from hrl_planner.workload.trace import Trace
@@ -185,19 +186,43 @@ def _workers(pools: NDArray[Any], with_cache: bool) -> tuple[NDArray[Any], int, 
 
 def _requests(spec: ClusterSpec, trace: Trace, class_id: NDArray[np.int16]) -> NDArray[Any]:
     requests = np.zeros(len(trace), layout.REQUEST)
-    requests["arrival_s"] = trace.arrival_s
-    requests["isl"] = trace.isl_tokens
-    requests["osl"] = trace.osl_tokens
-    requests["class_id"] = class_id
-    requests["block_at"] = trace.block_offsets[:-1]
-    requests["n_blocks"] = np.diff(trace.block_offsets)
-    total = trace.isl_tokens.astype(np.int64) + trace.osl_tokens
-    requests["kv_blocks"] = -(-total // spec.kv_block_tokens)
-    requests["first_token_s"] = np.nan
-    requests["finish_s"] = np.nan
-    for name in ("next", "prefill_worker", "decode_worker"):
-        requests[name] = NONE
+    _fill_requests(
+        requests,
+        trace.arrival_s,
+        trace.isl_tokens,
+        trace.osl_tokens,
+        class_id,
+        trace.block_offsets,
+        spec.kv_block_tokens,
+    )
     return requests
+
+
+@lean
+def _fill_requests(
+    requests: Any,
+    arrival_s: NDArray[np.float64],
+    isl_tokens: NDArray[np.int32],
+    osl_tokens: NDArray[np.int32],
+    class_id: NDArray[np.int16],
+    block_offsets: NDArray[np.int64],
+    kv_block_tokens: int,
+) -> None:
+    """Write each request once: column by column, every row would pass the cache ten times."""
+    for r in range(arrival_s.size):
+        row = requests[r]
+        row.arrival_s = arrival_s[r]
+        row.isl = isl_tokens[r]
+        row.osl = osl_tokens[r]
+        row.class_id = class_id[r]
+        row.block_at = block_offsets[r]
+        row.n_blocks = block_offsets[r + 1] - block_offsets[r]
+        row.kv_blocks = (row.isl + row.osl + kv_block_tokens - 1) // kv_block_tokens
+        row.first_token_s = np.nan
+        row.finish_s = np.nan
+        row.next = NONE
+        row.prefill_worker = NONE
+        row.decode_worker = NONE
 
 
 def _classes(spec: ClusterSpec) -> NDArray[Any]:

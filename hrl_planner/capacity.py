@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from hrl_planner import surface as surfaces
 from hrl_planner._compiled import compiled
+from hrl_planner._memo import once_per_spec
 from hrl_planner.surface import decode_step_s, prefill_step_s
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ class CapacityModel(NamedTuple):
     ttft_s: FloatArray
     itl_s: FloatArray
 
-    @classmethod
-    def from_spec(cls, spec: ClusterSpec) -> CapacityModel:
+    @staticmethod
+    @once_per_spec
+    def from_spec(spec: ClusterSpec) -> CapacityModel:
         """Pack a cluster."""
         pools, profiles, classes = spec.pools, spec.profiles(), spec.slo_classes
         packed = surfaces.concatenate(
@@ -105,7 +107,7 @@ class CapacityModel(NamedTuple):
             ]
         )
         link = spec.kv_transfer
-        return cls(
+        return CapacityModel(
             surface=packed.record,
             table=packed.table,
             role=np.array([ROLES.index(p.role) for p in pools], np.int64),

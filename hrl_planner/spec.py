@@ -10,7 +10,7 @@ from `replace`, which validates again; pydantic's own `model_copy(update=...)` w
 from __future__ import annotations
 
 import itertools
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -245,7 +245,15 @@ class ClusterSpec(_Model):
             SpecError: with the file, the field and the value, for whatever is wrong with it.
         """
         path = find_spec(path_or_name)
-        return _validated(read_spec_file(path), path.name)
+        status = path.stat()
+        version = (path, Path.cwd(), status.st_mtime_ns, status.st_size)
+        spec = _load_version(*version)
+        # A profile rebuilt in place is another object, and may fail checks the old one passed.
+        fresh = (WorkerProfile.load(pool.profile) for pool in spec.pools)
+        if any(a is not b for a, b in zip(fresh, spec.profiles(), strict=True)):
+            _load_version.cache_clear()
+            spec = _load_version(*version)
+        return spec
 
     @staticmethod
     def from_dict(data: dict[str, Any], *, where: str = "spec") -> ClusterSpec:
@@ -388,6 +396,11 @@ class ClusterSpec(_Model):
                     f"budget.watts: {self.budget.watts:g} W, but {what} of the pools "
                     f"need {watts:g} W"
                 )
+
+
+@lru_cache(maxsize=64)
+def _load_version(path: Path, _cwd: Path, _changed_ns: int, _size: int) -> ClusterSpec:
+    return _validated(read_spec_file(path), path.name)
 
 
 def _validated(data: dict[str, Any], where: str) -> ClusterSpec:

@@ -12,6 +12,7 @@ clamped outside the grid, and monotone wherever the data are, because linear int
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from hrl_planner._compiled import lean
 
 Float64Array = NDArray[np.float64]
 
-SURFACE = np.dtype(
+_FIELDS = np.dtype(
     [
         ("batch_at", np.int64),  # offset of the prefill batch axis
         ("n_batch", np.int64),
@@ -37,6 +38,8 @@ SURFACE = np.dtype(
     ],
     align=True,
 )
+# A record is read by attribute, compiled or not.
+SURFACE = np.dtype((np.record, _FIELDS))
 
 
 class SurfaceGrid(Protocol):
@@ -83,8 +86,9 @@ class Surface(NamedTuple):
     table: Float64Array
 
 
+@lru_cache(maxsize=256)
 def pack(grid: SurfaceGrid, max_num_seqs: int, scale: float = 1.0) -> Surface:
-    """Pack a profile's grids into one flat table of seconds.
+    """Pack a profile's grids into one flat table of seconds, once; do not write into it.
 
     Args:
         grid: axes and step times in ms.

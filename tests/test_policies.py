@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -193,3 +196,37 @@ def test_registry_refuses_what_it_does_not_know() -> None:
 
 def test_parameters_come_from_the_name() -> None:
     assert make_policy("lp:interval_s=30").interval_s == 30
+
+
+ONE_DECISION = """
+import numpy as np
+from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
+from hrl_planner.planner.policy import PlanContext
+from hrl_planner.planner.registry import make_policy
+from hrl_planner.spec import ClusterSpec
+
+spec = ClusterSpec.load("small")
+policy = make_policy("lp")
+policy.reset(PlanContext(spec))
+pools = np.zeros((len(spec.pools), len(POOL_FIELDS)))
+for name in ("ready", "target_replicas"):
+    pools[:, POOL_FIELDS.index(name)] = [pool.initial for pool in spec.pools]
+classes = np.full((len(spec.slo_classes), len(CLASS_FIELDS)), 500.0)
+classes[:, CLASS_FIELDS.index("arrivals_rps")] = 4.0
+classes[:, CLASS_FIELDS.index("prefix_hit_rate")] = 0.25
+plan = policy.decide(ClusterObservation(60.0, pools, classes))
+answer = [plan.replicas.tolist(), np.round(plan.flows, 6).tolist()]
+"""
+
+
+def test_the_fluid_planner_decides_the_same_without_compiled_code() -> None:
+    here: dict[str, object] = {}
+    exec(ONE_DECISION, here)
+    plain = subprocess.run(
+        [sys.executable, "-c", ONE_DECISION + "print(answer)"],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert plain.stdout.strip() == str(here["answer"])

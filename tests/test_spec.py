@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +12,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from hrl_planner import _memo
+from hrl_planner._memo import once_per_spec
 from hrl_planner.errors import SpecError
 from hrl_planner.spec import ClusterSpec, shipped_specs
 
@@ -270,3 +274,39 @@ def test_profile_paths_are_relative_to_the_spec(tmp_path: Path, data: dict[str, 
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump(data))
     assert ClusterSpec.load(path).profiles()[0].name == "mine"
+
+
+def test_a_spec_is_read_once_and_again_when_it_or_a_profile_has_changed(
+    tmp_path: Path, data: dict[str, Any]
+) -> None:
+    from hrl_planner.profile import WorkerProfile
+
+    profile = WorkerProfile.load("qwen3_32b__h200_sxm__tp1__vllm")
+    profile.save(tmp_path / "mine.npz")
+    changed(data, "pools.0.profile", "mine.npz")
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(data))
+    first = ClusterSpec.load(path)
+    assert ClusterSpec.load(path) is first
+    replace(profile, kv_capacity_tokens=profile.kv_capacity_tokens + 16).save(tmp_path / "mine.npz")
+    second = ClusterSpec.load(path)
+    assert second.profiles()[0].kv_capacity_tokens == first.profiles()[0].kv_capacity_tokens + 16
+    path.write_text(yaml.safe_dump({**data, "description": "another"}))
+    assert ClusterSpec.load(path).description == "another"
+
+
+def test_what_follows_from_a_spec_is_found_once_and_forgotten_with_it() -> None:
+    made = []
+
+    @once_per_spec
+    def pools(spec: ClusterSpec, extra: int) -> int:
+        made.append(spec.name)
+        return len(spec.pools) + extra
+
+    spec = ClusterSpec.load("small").replace(name="short-lived")
+    assert pools(spec, 1) == pools(spec, 1) == pools(spec, 2) - 1
+    assert made == ["short-lived"] * 2
+    kept = len(_memo._KEPT)
+    del spec
+    gc.collect()
+    assert len(_memo._KEPT) < kept

@@ -10,10 +10,11 @@ import pytest
 
 from hrl_planner.errors import TraceError
 from hrl_planner.workload import Trace, curves
+from hrl_planner.workload._rows import grow_tree
 from hrl_planner.workload.curves import RateCurve
 from hrl_planner.workload.generators import independent_requests, sessions
 from hrl_planner.workload.lengths import Lengths
-from hrl_planner.workload.prefixes import AGENTIC, ASSISTANT, CONVERSATION, SessionModel, block_tree
+from hrl_planner.workload.prefixes import AGENTIC, ASSISTANT, CONVERSATION, SessionModel
 from hrl_planner.workload.statistics import describe, prefix_reuse
 
 SHAPES = {
@@ -133,9 +134,8 @@ def test_sessions_arrive_at_the_rate_of_the_curve_from_the_first_minute(
 
 
 def test_block_tree_repeats_leading_blocks_and_makes_the_rest_new() -> None:
-    ids, offsets = block_tree(
+    ids, offsets = grow_tree(
         parent=np.array([-1, 0, 1, 0]),
-        level=np.array([0, 1, 2, 1]),
         shared=np.array([0, 2, 9, 1]),
         count=np.array([2, 4, 3, 3]),
     )

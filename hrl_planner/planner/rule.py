@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_planner._compiled import lean
+from hrl_planner._memo import once_per_spec
 from hrl_planner.errors import PolicyError
 from hrl_planner.observation import POOL_FIELDS, ClusterObservation
 from hrl_planner.planner.policy import FloatArray, Plan, PlanContext
@@ -98,6 +99,7 @@ class RulePools(NamedTuple):
     maximum: NDArray[np.int64]
 
     @staticmethod
+    @once_per_spec
     def from_spec(spec: ClusterSpec, blind_pools: frozenset[int] = frozenset()) -> RulePools:
         """Derive the arrays; a pool whose profile is unknown is judged by its queue and KV use."""
         rows = [_pool_row(spec, index, index in blind_pools) for index in range(len(spec.pools))]

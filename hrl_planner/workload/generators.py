@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from hrl_planner.workload._rows import gather
 from hrl_planner.workload.curves import RateCurve
 from hrl_planner.workload.lengths import Lengths
 from hrl_planner.workload.prefixes import SessionModel, converse
-from hrl_planner.workload.trace import DEFAULT_BLOCK_TOKENS, Trace, dense_ids, ragged_arange
+from hrl_planner.workload.trace import DEFAULT_BLOCK_TOKENS, Trace, dense_ids
 
 HEAVY_ISL = Lengths(mean=1024, cv=1.3, high=131_072)
 """Prompts: only the spread and bounds are used, the mean comes from the curve."""
@@ -79,7 +80,7 @@ def sessions(
     inside = np.flatnonzero((turns.at_s >= 0) & (turns.at_s < curve.duration_s))
     index = inside[np.argsort(turns.at_s[inside], kind="stable")]
     counts = np.diff(turns.block_offsets)[index]
-    blocks = turns.block_ids[ragged_arange(turns.block_offsets[:-1][index], counts)]
+    blocks = gather(turns.block_ids, turns.block_offsets[:-1][index], counts)
     trace = Trace(
         name=name or curve.name,
         arrival_s=turns.at_s[index],

@@ -55,12 +55,29 @@ class Lengths:
         self, n: int, rng: np.random.Generator, mean: NDArray[np.float64] | None = None
     ) -> NDArray[np.int64]:
         """Draw n lengths; `mean`, one value per request, replaces the mean of the distribution."""
-        centre = np.full(n, self.mean) if mean is None else mean
+        return self.tokens(self.draw(n, rng), self.mean if mean is None else mean)
+
+    def draw(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Draw the randomness of n lengths; `tokens` makes lengths of it."""
         if self.distribution == "exponential":
-            drawn = centre * rng.standard_exponential(n)
+            return rng.standard_exponential(n)
+        if self.distribution == "lognormal" and self.cv > 0:
+            return rng.standard_normal(n)
+        return np.zeros(n)
+
+    def tokens(
+        self, drawn: NDArray[np.float64], mean: float | NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Turn what `draw` gave into whole lengths within the bounds."""
+        if self.distribution == "exponential":
+            length = mean * drawn
         elif self.distribution == "lognormal" and self.cv > 0:
             variance = np.log1p(self.cv**2)
-            drawn = centre * np.exp(np.sqrt(variance) * rng.standard_normal(n) - variance / 2)
+            length = np.sqrt(variance) * drawn
+            length -= variance / 2
+            np.exp(length, out=length)
+            length *= mean
         else:
-            drawn = centre
-        return np.clip(np.rint(drawn), self.low, self.high).astype(np.int64)
+            length = drawn + mean
+        np.rint(length, out=length)
+        return np.clip(length, self.low, self.high, out=length).astype(np.int64)

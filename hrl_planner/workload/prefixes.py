@@ -3,7 +3,7 @@
 Every prompt is seen as a row of blocks that starts with some leading blocks of an earlier row, its
 parent, and goes on with blocks of its own. The first turn of a conversation has a system prompt as
 parent, each later turn the turn before. That tree is all there is to prefix reuse, and laying it
-out level by level needs one numpy pass per turn number, whatever the number of conversations.
+out takes one pass over the rows (`_rows.grow_tree`).
 
 `SessionModel` holds the figures of one kind of traffic. `CONVERSATION` reproduces the Mooncake
 conversation trace (how each figure was fitted: docs/workload.md); `AGENTIC` is tool loops on few
@@ -13,14 +13,15 @@ long prompts; `ASSISTANT` is short chat behind one of several system prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_planner._compiled import compiled
+from hrl_planner.workload._rows import grow_tree
 from hrl_planner.workload.lengths import Lengths
-from hrl_planner.workload.trace import DEFAULT_BLOCK_TOKENS, ragged_arange
+from hrl_planner.workload.trace import DEFAULT_BLOCK_TOKENS
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -167,7 +168,7 @@ class Turns:
     session: Ints
     isl: Ints
     osl: Ints
-    block_ids: Ints
+    block_ids: NDArray[np.int32]
     block_offsets: Ints
 
 
@@ -184,79 +185,55 @@ def converse(
         model: what they are like.
         start_s: when each begins.
         length_factor: multiplies the mean lengths of each one's own text.
-        rng: randomness.
+        rng: randomness; where it stands afterwards is not promised.
         block_tokens: tokens per prefix block.
     """
     counts = model.draw_turns(len(start_s), rng)
     n = int(counts.sum())
     session = np.repeat(np.arange(len(start_s)), counts)
-    turn = ragged_arange(np.zeros(len(counts), dtype=np.int64), counts)
-    opening = turn == 0
-
-    gap = np.exp(model.gap_sigma * rng.standard_normal(n)) * model.gap_median_s
-    at_s = _running_sum(np.where(opening, start_s[session], gap), opening)
+    opening = np.zeros(n, dtype=np.bool_)
+    opening[np.cumsum(counts) - counts] = True
+    opens, later = np.flatnonzero(opening), np.flatnonzero(~opening)
+    # Everything is drawn for all turns, so that one turn's course changes no other's luck; what
+    # follows from the draws is worked out only where it is used.
+    drawn = rng.standard_normal(n)
+    step_s = start_s[session]
+    step_s[later] = np.exp(model.gap_sigma * drawn[later]) * model.gap_median_s
+    at_s = _running_sum(step_s, opening)
     osl = model.output.sample(n, rng)
     edited = (rng.random(n) < model.edit_probability) & ~opening
     system_of, system_tokens = _system_prompts(model.system, len(start_s), rng)
-    first = model.first.sample(n, rng, model.first.mean * length_factor[session])
-    added = model.added.sample(n, rng, model.added.mean * length_factor[session])
-    # An edited turn replaces the last answer instead of following it.
-    answer = np.where(edited, 0, np.concatenate(([0], osl[:-1]))) if n else osl
-    system_isl = system_tokens[system_of][session]
-    isl = _running_sum(np.where(opening, system_isl + first, added + answer), opening)
-
+    system_isl = system_tokens[system_of]
+    first = model.first.draw(n, rng)
+    step = np.empty(n, dtype=np.int64)
+    step[opens] = model.first.tokens(first[opens], model.first.mean * length_factor) + system_isl
+    if later.size:
+        # An edited turn replaces the last answer instead of following it.
+        step[later] = np.where(edited[later], 0, osl[later - 1]) + model.added.tokens(
+            model.added.draw(n, rng)[later], model.added.mean * length_factor[session[later]]
+        )
+    isl = _running_sum(step, opening)
     kept = np.concatenate(([0], isl[:-1])) if n else isl
-    kept = np.where(edited, kept * rng.random(n) ** 2, kept).astype(np.int64)
-    kept = np.maximum(kept, np.minimum(system_isl, isl))
-    short = isl <= model.max_isl  # prompts only grow: what is dropped is a conversation's end
-    n_prompts = len(system_tokens)
-    row = np.cumsum(short) - 1 + n_prompts
-    parent = np.where(opening, system_of[session], row - 1)[short]
-    isl, session = isl[short], session[short]
-
-    ids, offsets = block_tree(
-        parent=np.concatenate((np.full(n_prompts, -1), parent)),
-        level=np.concatenate((np.zeros(n_prompts, dtype=np.int64), turn[short] + 1)),
-        shared=np.concatenate((np.zeros(n_prompts, dtype=np.int64), kept[short] // block_tokens)),
-        count=np.concatenate((system_tokens // block_tokens, -(-isl // block_tokens))),
+    if later.size:
+        part = rng.random(n)
+        kept[edited] = (kept[edited] * part[edited] ** 2).astype(np.int64)
+    kept = np.maximum(kept, np.minimum(system_isl[session], isl))
+    n_prompts = len(system_tokens)  # their rows come before those of the turns
+    parent = np.arange(n_prompts - 1, n_prompts - 1 + n)
+    parent[opens] = system_of
+    shared = kept // block_tokens
+    short = isl <= model.max_isl
+    if not short.all():  # prompts only grow: what is dropped is a conversation's end
+        row = np.concatenate((np.arange(n_prompts), n_prompts - 1 + np.cumsum(short)))
+        parent, shared = row[parent[short]], shared[short]
+        at_s, session, isl, osl = at_s[short], session[short], isl[short], osl[short]
+    ids, offsets = grow_tree(
+        np.concatenate((np.full(n_prompts, -1), parent)),
+        np.concatenate((np.zeros(n_prompts, dtype=np.int64), shared)),
+        np.concatenate((system_tokens // block_tokens, -(-isl // block_tokens))),
     )
     first_block = offsets[n_prompts]
-    return Turns(
-        at_s=at_s[short],
-        session=session,
-        isl=isl,
-        osl=osl[short],
-        block_ids=ids[first_block:],
-        block_offsets=offsets[n_prompts:] - first_block,
-    )
-
-
-def block_tree(parent: Ints, level: Ints, shared: Ints, count: Ints) -> tuple[Ints, Ints]:
-    """Block ids of rows that share leading blocks with earlier rows.
-
-    Args:
-        parent: row whose leading blocks a row repeats; -1 for none. Of a lower level.
-        level: rows of one level are laid out together.
-        shared: how many blocks are repeated, as far as both rows have them.
-        count: blocks of each row.
-
-    Returns:
-        Ids, row after row, and the offset of each row.
-    """
-    offsets = np.concatenate(([0], np.cumsum(count)))
-    shared = np.where(parent >= 0, np.minimum(shared, np.minimum(count, count[parent])), 0)
-    own = count - shared
-    first_own = np.cumsum(own) - own
-    ids = np.empty(int(offsets[-1]), dtype=np.int64)
-    ids[ragged_arange(offsets[:-1] + shared, own)] = ragged_arange(first_own, own)
-    by_level = np.argsort(level, kind="stable")
-    bounds = np.searchsorted(level[by_level], np.arange(int(level.max(initial=0)) + 2))
-    for low, high in pairwise(bounds[1:]):  # level 0 repeats nothing
-        rows = by_level[low:high]
-        repeated = shared[rows]
-        target = ragged_arange(offsets[rows], repeated)
-        ids[target] = ids[ragged_arange(offsets[parent[rows]], repeated)]
-    return ids, offsets
+    return Turns(at_s, session, isl, osl, ids[first_block:], offsets[n_prompts:] - first_block)
 
 
 def _system_prompts(
@@ -266,8 +243,21 @@ def _system_prompts(
     if system is None:
         return np.zeros(n, dtype=np.int64), np.zeros(1, dtype=np.int64)
     popularity = np.arange(1, system.count + 1, dtype=np.float64) ** -system.zipf
-    chosen = rng.choice(system.count, size=n, p=popularity / popularity.sum())
-    return chosen.astype(np.int64), system.tokens.sample(system.count, rng)
+    below = np.cumsum(popularity / popularity.sum())
+    below /= below[-1]
+    return _ranks(rng.random(n), below), system.tokens.sample(system.count, rng)
+
+
+@compiled
+def _ranks(drawn: Floats, below: Floats) -> Ints:
+    """Return the rank each uniform draw falls on: few and mostly low, a walk beats a search."""
+    ranks = np.empty(drawn.size, np.int64)
+    for k in range(drawn.size):
+        rank = 0
+        while below[rank] <= drawn[k]:
+            rank += 1
+        ranks[k] = rank
+    return ranks
 
 
 def _running_sum(values: NDArray[Number], restart: NDArray[np.bool_]) -> NDArray[Number]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_planner.errors import TraceError
+from hrl_planner.workload._rows import gather
 
 MAX_TOKENS = 1_048_576
 """Longest prompt or answer accepted: longer is a broken file, not a request."""
@@ -152,6 +153,15 @@ class Trace:
         self._check_labels(n)
         self._check_blocks(n)
 
+    def derived(self, **columns: Any) -> Trace:
+        """A copy with other columns, not checked again.
+
+        For columns of the right types that are sound because those they were made of are.
+        """
+        derived = object.__new__(Trace)
+        derived.__dict__.update(self.__dict__, **columns)
+        return derived
+
     def _refuse(self, what: str) -> None:
         raise TraceError(f"trace {self.name}: {what}")
 
@@ -178,8 +188,8 @@ class Trace:
                 "from 0 to the number of ids"
             )
         counts = np.diff(offsets)
-        most = -(-self.isl_tokens.astype(np.int64) // self.block_tokens)
-        bad = (counts < 0) | (counts > most)
+        # More blocks than the prompt begins: even all but the last hold more tokens than it has.
+        bad = (counts < 0) | ((counts - 1) * self.block_tokens >= self.isl_tokens)
         if bad.any():
             index = int(np.argmax(bad))
             self._refuse(
@@ -212,12 +222,12 @@ class Trace:
 
     def renamed(self, name: str) -> Trace:
         """The same requests under another name."""
-        return replace(self, name=name)
+        return self.derived(name=name)
 
     def with_labels(self, labels: str | Sequence[str]) -> Trace:
         """The same requests with new labels: one name for all, or one name per request."""
         if isinstance(labels, str):
-            return replace(self, label=np.zeros(len(self), dtype=np.int16), labels=(labels,))
+            return self.derived(label=np.zeros(len(self), dtype=np.int16), labels=(labels,))
         if len(labels) != len(self):
             self._refuse(f"field labels: {len(labels)} values for {len(self)} requests")
         names, index = np.unique(np.asarray(labels, dtype=np.str_), return_inverse=True)
@@ -229,18 +239,21 @@ class Trace:
 
     def select(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> Trace:
         """Only the requests of a mask or of a sorted index; block ids are made dense again."""
-        index = np.flatnonzero(keep) if keep.dtype == np.bool_ else keep
+        if keep.dtype == np.bool_:
+            return self._taken(np.flatnonzero(keep))
+        return replace(self._taken(keep.astype(np.int64)))  # checks that the index was sorted
+
+    def _taken(self, index: NDArray[np.int64]) -> Trace:
         counts = np.diff(self.block_offsets)[index]
         offsets = np.concatenate(([0], np.cumsum(counts)))
-        positions = ragged_arange(self.block_offsets[:-1][index], counts)
-        return replace(
-            self,
+        blocks = gather(self.block_ids, self.block_offsets[:-1][index], counts)
+        return self.derived(
             arrival_s=self.arrival_s[index],
             isl_tokens=self.isl_tokens[index],
             osl_tokens=self.osl_tokens[index],
             label=self.label[index],
             session_id=self.session_id[index],
-            block_ids=dense_ids(self.block_ids[positions]),
+            block_ids=dense_ids(blocks),
             block_offsets=offsets,
         )
 
@@ -249,8 +262,8 @@ class Trace:
         if not 0 <= start_s < end_s:
             self._refuse(f"slice from {start_s} s to {end_s} s is empty or starts before 0")
         low, high = np.searchsorted(self.arrival_s, (start_s, end_s), side="left")
-        part = self.select(np.arange(low, high))
-        return replace(part, arrival_s=part.arrival_s - start_s, duration_s=float(end_s - start_s))
+        part = self._taken(np.arange(low, high))
+        return part.derived(arrival_s=part.arrival_s - start_s, duration_s=float(end_s - start_s))
 
     def scale(self, *, time: float = 1.0, rate: float = 1.0, seed: int = 0) -> Trace:
         """Stretch time by `time` and multiply the number of requests by `rate`; see `transform`."""

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_planner.errors import TraceError
-from hrl_planner.workload.trace import Trace, dense_ids, ragged_arange
+from hrl_planner.workload._rows import gather
+from hrl_planner.workload.trace import Trace, dense_ids
 
 DAY_S = 86_400.0
 
@@ -129,40 +130,40 @@ def _join(
             f"{sorted(sizes)}"
         )
     labels = tuple(dict.fromkeys(label for t in traces for label in t.labels))
-    first_block = np.cumsum([0] + [t.n_blocks for t in traces])
-    joined = Trace(
-        name=name or "+".join(t.name for t in traces),
-        arrival_s=np.zeros(0),
-        isl_tokens=np.zeros(0, dtype=np.int32),
-        osl_tokens=np.zeros(0, dtype=np.int32),
-        duration_s=duration_s,
-        labels=labels,
-        block_tokens=sizes.pop() if sizes else traces[0].block_tokens,
-    )
-    counts = np.concatenate([np.diff(t.block_offsets) for t in traces])
     arrival_s = np.concatenate(
         [t.arrival_s + shift for t, shift in zip(traces, shifts, strict=True)]
     )
     order = np.argsort(arrival_s, kind="stable")
-    n_sessions = np.cumsum([0] + [_n_sessions(t) for t in traces])
-    stacked = replace(
-        joined,
-        arrival_s=np.zeros(len(arrival_s)),
-        isl_tokens=np.concatenate([t.isl_tokens for t in traces]),
-        osl_tokens=np.concatenate([t.osl_tokens for t in traces]),
-        label=np.concatenate([_relabelled(t, labels) for t in traces]),
-        session_id=np.concatenate(
-            [
-                np.where(t.session_id >= 0, t.session_id + first, -1)
-                for t, first in zip(traces, n_sessions, strict=False)
-            ]
-        ),
-        block_ids=np.concatenate(
-            [t.block_ids + first for t, first in zip(traces, first_block, strict=False)]
-        ),
+    counts = np.concatenate([np.diff(t.block_offsets) for t in traces])
+    starts = np.cumsum(counts) - counts
+    counts, starts = counts[order], starts[order]
+    # Ids are dense in every part and all are kept: stacked, they are dense again.
+    block_ids = _stacked([t.block_ids for t in traces], [t.n_blocks for t in traces])
+    session_id = _stacked([t.session_id for t in traces], [_n_sessions(t) for t in traces])
+    return traces[0].derived(
+        name=name or "+".join(t.name for t in traces),
+        arrival_s=arrival_s[order],
+        isl_tokens=np.concatenate([t.isl_tokens for t in traces])[order],
+        osl_tokens=np.concatenate([t.osl_tokens for t in traces])[order],
+        duration_s=duration_s,
+        label=np.concatenate([_relabelled(t, labels) for t in traces])[order],
+        labels=labels,
+        block_ids=gather(block_ids, starts, counts),
         block_offsets=np.concatenate(([0], np.cumsum(counts))),
+        block_tokens=sizes.pop() if sizes else traces[0].block_tokens,
+        session_id=session_id[order],
     )
-    return replace(stacked.select(order), arrival_s=arrival_s[order])
+
+
+def _stacked(columns: Sequence[NDArray[np.int32]], sizes: Sequence[int]) -> NDArray[np.int32]:
+    """Join columns of ids so that none meets another's; -1 stays."""
+    stacked = np.concatenate(columns)
+    at = base = 0
+    for column, size in zip(columns, sizes, strict=True):
+        part = stacked[at : at + len(column)]
+        np.add(part, np.int32(base), out=part, where=part >= 0)
+        at, base = at + len(column), base + size
+    return stacked
 
 
 def _copied(
@@ -174,7 +175,7 @@ def _copied(
     index = np.concatenate(copies)[order]
     copy = np.repeat(np.arange(len(copies)), [len(c) for c in copies])[order]
     counts = np.diff(trace.block_offsets)[index]
-    ids = trace.block_ids[ragged_arange(trace.block_offsets[:-1][index], counts)].astype(np.int64)
+    ids = gather(trace.block_ids, trace.block_offsets[:-1][index], counts).astype(np.int64)
     uses = np.bincount(trace.block_ids, minlength=trace.n_blocks)
     own = uses[ids] <= max(1.0, COMMON_BLOCK_SHARE * len(trace))
     ids += own * np.repeat(copy, counts) * trace.n_blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hrl_planner._memo import once_per_spec
 from hrl_planner.spec import ClusterSpec, StartupSpec
 from hrl_planner.workload import curves
 from hrl_planner.workload.curves import RateCurve
@@ -23,6 +24,7 @@ from hrl_planner.workload.scenarios.traffic import (
 from hrl_planner.workload.trace import Trace
 
 
+@once_per_spec
 def with_startup(spec: ClusterSpec, startup: StartupSpec) -> ClusterSpec:
     """The spec with one start-up law for all pools."""
     pools = tuple(pool.model_copy(update={"startup": startup}) for pool in spec.pools)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hrl_planner._memo import once_per_spec
 from hrl_planner.spec import ClusterSpec, PoolSpec
 from hrl_planner.workload import curves
 from hrl_planner.workload.events import ClusterEvent
@@ -139,6 +140,7 @@ def hand_edited_replicas(
     return ScenarioCase(spec, play_shared(mix, curve, seed), edits)
 
 
+@once_per_spec
 def fill_budget(spec: ClusterSpec) -> ClusterSpec:
     """The spec with as many initial replicas as fit, added one by one in pool order."""
     counts = [pool.initial for pool in spec.pools]

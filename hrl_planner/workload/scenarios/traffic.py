@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hrl_planner._highs import new_solver
+from hrl_planner._memo import once_per_spec
 from hrl_planner.capacity import CapacityModel, ClassLoad, capacity
 from hrl_planner.errors import ScenarioError
 from hrl_planner.spec import ClusterSpec, SloClassSpec
@@ -79,6 +80,7 @@ def fixed_lengths(isl: float, osl: float) -> SessionModel:
     )
 
 
+@once_per_spec
 def default_mix(spec: ClusterSpec) -> tuple[Stream, ...]:
     """One stream per class the cluster can serve, by the shares of the spec."""
     streams = [
@@ -151,8 +153,15 @@ def sustainable_rps(
         streams: the mix.
         gpus: GPUs per type instead of the budget's.
     """
+    return _sustainable_rps(spec, tuple(streams), None if gpus is None else tuple(gpus.items()))
+
+
+@once_per_spec
+def _sustainable_rps(
+    spec: ClusterSpec, streams: tuple[Stream, ...], gpus: tuple[tuple[str, int], ...] | None
+) -> float:
     caps = _capacities(spec, streams)
-    available = dict(spec.budget.gpus) if gpus is None else gpus
+    available = dict(spec.budget.gpus if gpus is None else gpus)
     solver = new_solver()
     rate = solver.addVariable(lb=0.0)
     replicas = [solver.addVariable(lb=0.0, ub=float(p.max_replicas)) for p in spec.pools]
