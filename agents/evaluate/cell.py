@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import agents.peers  # noqa: F401  (registers policies)
 from agents.evaluate import curves, metrics
 from agents.evaluate.cases import load_case
 from agents.evaluate.config import Cell, EvaluationConfig

@@ -43,6 +43,11 @@ _POLICIES: dict[str, tuple[Callable[..., Policy], str]] = {
 }
 
 
+def register_policy(name: str, maker: Callable[..., Policy], about: str) -> None:
+    """Add a policy from outside this package; its keyword parameters become the text's."""
+    _POLICIES[name] = (maker, about)
+
+
 def policy_names() -> dict[str, str]:
     """Return every name with a line on what it is."""
     return {name: about for name, (_, about) in _POLICIES.items()}
