@@ -64,7 +64,9 @@ class Connection:
             stderr=self._errors,
             text=True,
             env={**os.environ, **threads},
+            start_new_session=True,  # Ctrl-C is for us; it ends with its pipe
         )
+        self.close = weakref.finalize(self, _stop, self._process)
         if not self._read():
             raise PolicyError(
                 f"policy dynamo: {python} cannot run Dynamo's planner: {self._last_words()}; {_HOW}"
@@ -100,7 +102,7 @@ class Connection:
         return dict(json.loads(line)) if line else None
 
     def _last_words(self) -> str:
-        self._process.wait(timeout=10.0)
+        self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"exit status {self._process.returncode}"
@@ -138,6 +140,13 @@ class Session:
         """Let time come to `now_s`; return `replicas` and `why` per pool."""
         request = {"session": self._number, "tick": {"now_s": now_s, "pools": pools}}
         return self._connection.ask(request)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    process.wait()
 
 
 def _end(connection: Connection, number: int) -> None:

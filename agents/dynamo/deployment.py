@@ -1,9 +1,9 @@
 """Our pools as a user of Dynamo 1.6 would have to deploy them.
 
 Dynamo's planner takes one component per role and deployment, so every pool is a deployment (DGD)
-of its own in mode `prefill` or `decode`. Its arbiter counts GPUs in one scalar, so there is one
-arbiter per GPU type. Neither knows a limit of GPUs over all types or of watts: those are left to
-the projection every plan passes.
+of its own in mode `prefill`, `decode` or `agg`. Its arbiter counts GPUs in one scalar, so there is
+one arbiter per GPU type. Neither knows a limit of GPUs over all types or of watts: those are left
+to the projection every plan passes.
 
 A planner has one TTFT and one ITL target: the tightest class its pool can serve at all, or the
 loosest where it can serve none. What the profiler would have measured before deployment is sampled
@@ -12,11 +12,9 @@ from our worker profile on the grid Dynamo's offline replay uses.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from hrl_planner.errors import PolicyError
+from agents.dynamo.client import Json
 from hrl_planner.planner.policy import PlanContext
 from hrl_planner.planner.rule import RulePools
 from hrl_planner.spec import ClusterSpec
@@ -29,8 +27,6 @@ _CONTEXTS_TOKENS = (500, 2000, 4000, 8000)
 
 # Real seconds a plugin call may take: a loaded machine must not change simulated decisions.
 _PATIENCE_S = 600.0
-
-Json = dict[str, Any]
 
 
 def pack_pools(spec: ClusterSpec) -> list[Surface]:
@@ -48,20 +44,12 @@ def describe(context: PlanContext, planner: Json, intent_ttl_s: float) -> Json:
         context: the cluster.
         planner: fields of Dynamo's `PlannerConfig` that are the same for every pool.
         intent_ttl_s: how long an arbiter remembers a request it denied.
-
-    Raises:
-        PolicyError: for an aggregated pool.
     """
     spec = context.spec
     targets = RulePools.from_spec(spec, context.blind_pools)
     surfaces = pack_pools(spec)
     pools = []
     for index, pool in enumerate(spec.pools):
-        if pool.role == "aggregated":
-            raise PolicyError(
-                f"policy dynamo: pool {pool.name} is aggregated; only prefill and decode pools "
-                "can be given to Dynamo's planner here"
-            )
         profile = None
         if index not in context.blind_pools:
             sample = _prefill_profile if pool.role == "prefill" else _decode_profile
@@ -86,20 +74,21 @@ def describe(context: PlanContext, planner: Json, intent_ttl_s: float) -> Json:
 
 def _pool_config(spec: ClusterSpec, index: int, targets: RulePools) -> Json:
     pool = spec.pools[index]
+    component = "prefill" if pool.role == "prefill" else "decode"
     ttft_ms, itl_ms = float(targets.ttft_target_ms[index]), float(targets.itl_target_ms[index])
     return {
         "environment": "global-planner",
         "global_planner_namespace": f"arbiter-{pool.gpu_type}",
         "namespace": pool.name,
         "model_name": spec.model,
-        "mode": pool.role,
+        "mode": "agg" if pool.role == "aggregated" else pool.role,
         "throughput_metrics_source": "router",
         "optimization_target": "sla",
         "ttft_ms": ttft_ms if np.isfinite(ttft_ms) else max(c.ttft_ms for c in spec.slo_classes),
         "itl_ms": itl_ms if np.isfinite(itl_ms) else max(c.itl_ms for c in spec.slo_classes),
-        f"{pool.role}_min_endpoint": max(1, pool.min_replicas),
+        "min_endpoint": max(1, pool.min_replicas),
         "max_gpu_budget": pool.max_replicas * pool.gpus_per_replica,
-        f"{pool.role}_engine_num_gpu": pool.gpus_per_replica,
+        f"{component}_engine_num_gpu": pool.gpus_per_replica,
     }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from agents.dynamo import client
-from agents.dynamo.deployment import Json, describe
+from agents.dynamo.client import Json
+from agents.dynamo.deployment import describe
 from agents.dynamo.telemetry import Telemetry
 from hrl_planner.errors import PolicyError
 from hrl_planner.observation import ClusterObservation
@@ -46,7 +49,10 @@ class DynamoPolicy:
             raise PolicyError(
                 f"policy dynamo: predictor {predictor!r}; one of {', '.join(PREDICTORS)}"
             )
-        self.interval_s = float(load_s)
+        for field, value in (("throughput_s", throughput_s), ("load_s", load_s)):
+            if value != int(value) or value < 1:
+                raise PolicyError(f"policy dynamo: {field} {value}: not a whole number of seconds")
+        self.interval_s = float(math.gcd(load_s, throughput_s) if throughput else load_s)
         self.why: list[Json] = []
         self._python = client.find_python()
         self._intent_ttl_s = intent_ttl_s

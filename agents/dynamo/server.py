@@ -61,7 +61,7 @@ class Pool:
 
     Attributes:
         name: of the pool, the deployment and its one component.
-        role: `prefill` or `decode`.
+        role: `prefill` or `decode`; Dynamo calls an aggregated worker a decode worker.
         replicas: asked for.
         ready: serving.
     """
@@ -73,7 +73,7 @@ class Pool:
         self.replicas = 0
         self.ready = 0
         self._config = PlannerConfig(**description["config"])
-        self.role: str = self._config.mode
+        self.role = "prefill" if self._config.mode == "prefill" else "decode"
         capabilities = EngineCapabilities(**description["capabilities"])
         self._engine = OrchestratorEngineAdapter(
             self._config, WorkerCapabilities(**{self.role: capabilities}), clock=VirtualClock()
@@ -98,7 +98,7 @@ class Pool:
                 fpms = await fetch_pre_deployment_metrics(
                     None, self.name, WorkerInfo(), folder, SubComponentType(self.role)
                 )
-        await self._engine.bootstrap_from_fpms(**{f"{self.role}_fpms": fpms})
+        await self._engine.bootstrap_from_fpms(**{f"{self._config.mode}_fpms": fpms})
         self._tick = self._engine.initial_tick(0.0)
 
     async def decide(self, now_s: float, state: Json) -> tuple[int | None, Json]:
@@ -175,7 +175,9 @@ class SimulatedCapacity(CapacityManager):  # type: ignore[misc]
             for pool in self._pools.values()
         }
 
-    async def scale(self, participant_id: str, targets: list[TargetReplica], blocking: bool) -> None:
+    async def scale(
+        self, participant_id: str, targets: list[TargetReplica], blocking: bool
+    ) -> None:
         """Set the replicas asked for.
 
         As Dynamo's Kubernetes connector, refuse a deployment that is not settled, unless start-ups
@@ -248,7 +250,11 @@ class Session:
         arbiter.register(pool.name, pool.name, pool.gpu_type, pool.name)
         try:
             outcome = await arbiter.submit(
-                pool.name, [target], blocking=False, deployment_name=pool.name, caller_name=pool.name
+                pool.name,
+                [target],
+                blocking=False,
+                deployment_name=pool.name,
+                caller_name=pool.name,
             )
         except DynamoGraphDeploymentNotReadyError:
             return "rejected"
@@ -283,6 +289,7 @@ class Server:
 
 
 def main() -> None:
+    """Serve until the pipe closes."""
     # Whatever Dynamo prints must not end up among the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -293,8 +300,9 @@ def main() -> None:
     for line in sys.stdin:
         try:
             answer = loop.run_until_complete(server.answer(json.loads(line)))
-        except Exception:
-            answer = {"error": traceback.format_exc()}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from agents.dynamo.deployment import Json, pack_pools
+from agents.dynamo.client import Json
+from agents.dynamo.deployment import pack_pools
 from hrl_planner.observation import ClusterObservation, PoolObservation
 from hrl_planner.spec import ClusterSpec, PoolSpec
 from hrl_planner.surface import Surface, decode_step_s, prefill_step_s
@@ -95,6 +96,43 @@ def decode_pass(
     }
 
 
+def mixed_pass(
+    pool: PoolSpec,
+    surface: Surface,
+    lengths: Lengths,
+    context_tokens: float,
+    prompt_tokens_per_s: float,
+    running: int,
+    waiting: int,
+) -> Json:
+    """Return the forward pass of one aggregated worker.
+
+    A step decodes every running request, and computes the prompt tokens that come in meanwhile: of
+    prefill utilisation u it lasts 1 / (1 - u) of a decode step.
+    """
+    most = float(pool.max_num_batched_tokens)
+    per_token_s = prefill_step_s(surface.record[0], surface.table, 1.0, most, 0.0) / most
+    wall_s = new = 0.0
+    if running:
+        decode_s = decode_step_s(surface.record[0], surface.table, running, context_tokens)
+        busy = min(prompt_tokens_per_s * per_token_s, 0.95)
+        wall_s = decode_s / (1.0 - busy)
+        new = min(prompt_tokens_per_s * wall_s, most - running)
+    return {
+        "wall_time": wall_s,
+        "scheduled": {
+            "num_prefill_requests": int(new >= 1.0),
+            "sum_prefill_tokens": int(new),
+            "num_decode_requests": running,
+            "sum_decode_kv_tokens": round(running * context_tokens),
+        },
+        "queued": {
+            "num_prefill_requests": waiting,
+            "sum_prefill_tokens": round(waiting * lengths.isl),
+        },
+    }
+
+
 def mean_context_tokens(row: PoolObservation, lengths: Lengths, kv_capacity_tokens: int) -> float:
     """Return the mean context of running requests, from the KV their worker reserved.
 
@@ -119,14 +157,16 @@ def engines(
         return []
     waiting, running = round(row.waiting), round(row.running)
     context = mean_context_tokens(row, known, kv_capacity_tokens)
-    passes = []
-    for k in range(ready):
-        mine = share(running, live, k), share(waiting, live, k)
+    passes: dict[tuple[int, int], Json] = {}  # loads differ by one request at most
+    for load in {(share(running, live, k), share(waiting, live, k)) for k in range(ready)}:
         if pool.role == "prefill":
-            passes.append(prefill_pass(pool, surface, known, *mine))
+            passes[load] = prefill_pass(pool, surface, known, *load)
+        elif pool.role == "decode":
+            passes[load] = decode_pass(surface, context, known.isl, *load)
         else:
-            passes.append(decode_pass(surface, context, known.isl, *mine))
-    return passes
+            tokens_per_s = row.prompt_tokens_per_s / live
+            passes[load] = mixed_pass(pool, surface, known, context, tokens_per_s, *load)
+    return [passes[share(running, live, k), share(waiting, live, k)] for k in range(ready)]
 
 
 @dataclass(slots=True)
@@ -136,12 +176,12 @@ class Traffic:
     Attributes:
         window_s: length of the window a row covers.
         interval_s: length of the interval Dynamo asks for.
-        prefill: whether the pool's requests end with their first token.
+        role: of the pool; requests of a prefill pool end with their first token.
     """
 
     window_s: float
     interval_s: float
-    prefill: bool
+    role: str
     _rows: deque[PoolObservation] = field(default_factory=deque)
     _sampled_s: float = 0.0
 
@@ -165,16 +205,20 @@ class Traffic:
         if num_req == 0.0:
             return {**traffic, "isl": 0.0, "osl": 0.0}
         isl = _weighted([row.isl_mean_tokens for row in rows], rates)
-        osl = 1.0 if self.prefill else _weighted([row.osl_mean_tokens for row in rows], rates)
+        osl = (
+            1.0
+            if self.role == "prefill"
+            else _weighted([row.osl_mean_tokens for row in rows], rates)
+        )
         if isl is None or osl is None:
             return None
         traffic |= {"isl": isl, "osl": osl}
-        if self.prefill:
+        if self.role != "decode":
             traffic["kv_hit_rate"] = _weighted([row.prefix_hit_rate for row in rows], rates)
         return traffic
 
 
-def _weighted(values: list[float], weights: np.ndarray[Any, Any]) -> float | None:
+def _weighted(values: list[float], weights: NDArray[np.float64]) -> float | None:
     known = np.isfinite(values) & (weights > 0.0)
     if not known.any():
         return None
@@ -195,9 +239,7 @@ class Telemetry:
         self._surfaces = pack_pools(spec)
         self._known = [Lengths() for _ in spec.pools]
         window_s = spec.intervals.window_s
-        self._traffic = [
-            Traffic(window_s, traffic_interval_s, pool.role == "prefill") for pool in spec.pools
-        ]
+        self._traffic = [Traffic(window_s, traffic_interval_s, pool.role) for pool in spec.pools]
 
     def read(self, observation: ClusterObservation) -> list[Json]:
         """Return the state of every pool, in pool order."""
