@@ -11,6 +11,7 @@ import os
 import subprocess
 import tempfile
 import weakref
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -66,7 +67,7 @@ class Connection:
             env={**os.environ, **threads},
             start_new_session=True,  # Ctrl-C is for us; it ends with its pipe
         )
-        self.close = weakref.finalize(self, _stop, self._process)
+        self.close = weakref.finalize(self, _stop, self._process, self._errors)
         if not self._read():
             raise PolicyError(
                 f"policy dynamo: {python} cannot run Dynamo's planner: {self._last_words()}; {_HOW}"
@@ -102,9 +103,11 @@ class Connection:
         return dict(json.loads(line)) if line else None
 
     def _last_words(self) -> str:
+        """Return the last line of a server that ended, and release what it held."""
         self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        self.close()
         return lines[-1] if lines else f"exit status {self._process.returncode}"
 
 
@@ -142,10 +145,12 @@ class Session:
         return self._connection.ask(request)
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
+def _stop(process: subprocess.Popen[str], errors: IO[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout, errors):
         if pipe is not None:
-            pipe.close()
+            # What was not written can be lost: nobody reads it any more.
+            with suppress(BrokenPipeError):
+                pipe.close()
     process.wait()
 
 
