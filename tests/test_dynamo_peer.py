@@ -319,12 +319,16 @@ def test_it_holds_while_there_are_no_metrics() -> None:
 
 
 @pytest.mark.usefixtures("dynamo")
-def test_the_same_run_twice_is_the_same_and_clusters_do_not_mix() -> None:
-    load = trace(30.0, 240.0)
-    first = replicas(drive(load))
-    other = DynamoPolicy(predictor="constant")
-    other.reset(PlanContext(ClusterSpec.load("reference")))
-    assert np.array_equal(replicas(drive(load)), first)
+def test_two_clusters_of_one_process_do_not_mix() -> None:
+    busy, quiet = DynamoPolicy(predictor="constant"), DynamoPolicy(predictor="constant")
+    for policy in (busy, quiet):
+        policy.reset(PlanContext(SPEC))
+    idle = replace(BUSY, waiting=0.0, running=0.0, kv_use=0.0, ready=1.0, target_replicas=1.0)
+    for now_s in (0.0, 5.0):
+        grown = busy.decide(observe(now_s, prefill_h100=replace(BUSY, waiting=400.0)))
+        still = quiet.decide(observe(now_s, prefill_h100=idle))
+    assert grown.replicas[PREFILL] == 3
+    assert still.replicas[PREFILL] == 1
 
 
 @pytest.mark.usefixtures("dynamo")
