@@ -10,7 +10,7 @@ PYTEST_ARGS ?= -n 2
 DEMO_OUT    ?= out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-dynamo clean
+.PHONY: help demo test lint format bench bench-dynamo dynamo-venv clean
 
 help:
 	@echo "make demo          simulate the reference cluster, compare the planners, write $(DEMO_OUT)/report.html"
@@ -19,6 +19,7 @@ help:
 	@echo "make format        ruff format and safe fixes"
 	@echo "make bench         speed of simulator and environments"
 	@echo "make bench-dynamo  speed and fidelity against Dynamo's offline replay"
+	@echo "make dynamo-venv   NVIDIA Dynamo in an environment of its own, for bench-dynamo and policy dynamo"
 
 # The simulator compiles on first use (about a minute) into a cache keyed by its sources: a part of
 # setting up, and not to be done by every test process at once.
@@ -61,6 +62,16 @@ bench: $(VENV)/.stamp-dev
 
 bench-dynamo: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks.bench_dynamo
+
+# Over a gigabyte, so nothing makes it unasked: what needs it says so and passes where it is missing.
+DYNAMO := dynamo-venv
+
+dynamo-venv: $(DYNAMO)/.stamp
+
+$(DYNAMO)/.stamp: benchmarks/dynamo_requirements.txt
+	$(PYTHON) -m venv $(DYNAMO)
+	$(DYNAMO)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
+	@touch $@
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,9 +10,10 @@ tokens and the mean context of a step. Ours is over batch, tokens and cached pre
 and context. `one_surface` leaves of a profile what both can hold; `dynamo_table` samples it finely
 into Dynamo's axes.
 
-    HRL_PLANNER_DYNAMO_PYTHON=/path/to/python make bench-dynamo
+    make dynamo-venv bench-dynamo
 
-where that interpreter has benchmarks/dynamo_requirements.txt; without one it says so and passes.
+Another interpreter that has benchmarks/dynamo_requirements.txt is named by
+HRL_PLANNER_DYNAMO_PYTHON=/path/to/python; without one it says so and passes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from agents.dynamo.client import DEFAULT_PYTHON, PYTHON_VARIABLE
 from envs.simulation import Simulation
 from hrl_planner.profile import WorkerProfile
 from hrl_planner.spec import ClusterSpec
@@ -273,11 +275,11 @@ def _write_mooncake(trace: Trace, path: Path) -> None:
 
 def find_dynamo() -> str | None:
     """Return an interpreter that can import Dynamo's runtime, if there is one."""
-    for python in (os.environ.get("HRL_PLANNER_DYNAMO_PYTHON"), sys.executable):
+    for python in (os.environ.get(PYTHON_VARIABLE), DEFAULT_PYTHON, sys.executable):
         if python and Path(python).exists():
             probe = [python, "-c", "import dynamo._core, dynamo.mocker.config"]
             if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
-                return python
+                return str(python)
     return None
 
 
@@ -350,10 +352,8 @@ def main() -> None:
     python = find_dynamo()
     if python is None:
         console.print(
-            "bench-dynamo skipped: no interpreter with ai-dynamo. Make one with\n"
-            "  python3.11 -m venv DIR && "
-            "DIR/bin/pip install --no-deps -r benchmarks/dynamo_requirements.txt\n"
-            "and set HRL_PLANNER_DYNAMO_PYTHON=DIR/bin/python"
+            "bench-dynamo skipped: no interpreter with ai-dynamo. `make dynamo-venv` makes one, "
+            f"{PYTHON_VARIABLE}=/path/to/python names another."
         )
         return
     figures = compare(args, python, console)

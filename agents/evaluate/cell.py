@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import agents.peers  # noqa: F401  (registers policies)
 from agents.bounds import find_transform, relax
 from agents.evaluate import curves, metrics
 from agents.evaluate.cases import load_case
