@@ -35,11 +35,11 @@ NAMES = (
 )
 
 
-def measure(job: tuple[str, str, int]) -> tuple[float, float, int]:
+def measure(job: tuple[str, str, int, float]) -> tuple[float, float, int]:
     """Return value-weighted attainment, share of the budget's price, and replicas moved."""
-    scenario, policy, seed = job
+    scenario, policy, seed, load = job
     spec = ClusterSpec.load(SPEC)
-    case = SCENARIOS[scenario].build(spec, seed)
+    case = SCENARIOS[scenario].build(spec, seed, None, load)
     result = run_case(case, policy, seed, grace_s=GRACE_S).result
     moved = int(result.scale_ups.sum() + result.scale_downs.sum())
     return value_share(result), cost_share(result), moved
@@ -50,9 +50,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("policy", nargs="+")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--load", type=float, default=1.0, help="factor on all rates")
     arguments = parser.parse_args()
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + arguments.seeds)
-    jobs = [(name, policy, seed) for name in NAMES for policy in arguments.policy for seed in seeds]
+    jobs = [
+        (name, policy, seed, arguments.load)
+        for name in NAMES
+        for policy in arguments.policy
+        for seed in seeds
+    ]
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         rows = np.array(list(pool.map(measure, jobs)))
     table = rows.reshape(len(NAMES), len(arguments.policy), arguments.seeds, 3).mean(axis=2)

@@ -99,16 +99,16 @@ def test_a_new_network_answers_nothing_so_that_training_starts_at_the_planner() 
     batch = torch.from_numpy(padded(layout, pools, classes, 0.0)[None])
     out = twin(take_apart(batch, layout))
     mask = torch.ones(1, 4, dtype=torch.bool)
-    assert torch.all(ResidualHead(0.4).act(out, mask, True) == 0.0)
+    assert torch.all(ResidualHead(0.4, 0.5).act(out, mask, True) == 0.0)
     scores = torch.zeros(1, 4, len(CHANGES))
-    assert torch.all(ScalerHead(1.0).act(scores, mask, True) == 0)
+    assert torch.all(ScalerHead(1.0, 0.5).act(scores, mask, True) == 0)
 
 
 def test_padding_neither_acts_nor_counts() -> None:
     mask = torch.tensor([[True, True, False]])
     for head, out in (
-        (ResidualHead(0.4), torch.randn(1, 3, 1)),
-        (ScalerHead(1.0), torch.randn(1, 3, len(CHANGES))),
+        (ResidualHead(0.4, 0.5), torch.randn(1, 3, 1)),
+        (ScalerHead(1.0, 0.5), torch.randn(1, 3, len(CHANGES))),
     ):
         actions = head.act(out, mask, False)
         assert actions[0, 2] == 0.0
@@ -121,7 +121,7 @@ def test_padding_neither_acts_nor_counts() -> None:
 def test_log_probabilities_of_the_scaler_are_those_of_independent_choices() -> None:
     torch.manual_seed(0)
     out, mask = torch.randn(5, 3, len(CHANGES)), torch.ones(5, 3, dtype=torch.bool)
-    head = ScalerHead(0.7)
+    head = ScalerHead(0.7, 0.0)
     actions = head.act(out, mask, False)
     reference = torch.distributions.Categorical(logits=out + head.offset)
     log_probability, entropy = head.judge(out, mask, actions)
@@ -142,3 +142,24 @@ def test_only_the_critic_sees_the_future() -> None:
     seen, changed = take_apart(one, layout), take_apart(other, layout)
     assert torch.equal(actor(seen), actor(changed))
     assert not torch.equal(critic(seen), critic(changed))
+
+
+def test_exploration_is_remembered_and_each_step_of_it_is_drawn_from_the_policy() -> None:
+    torch.manual_seed(0)
+    mask = torch.ones(4000, 1, dtype=torch.bool)
+    residual = ResidualHead(0.5, 0.8)
+    mean = torch.full((4000, 1, 1), 0.1)
+    first, second = (residual.act(mean, mask, False).squeeze() for _ in range(2))
+    for drawn in (first, second):
+        assert abs(float(drawn.mean()) - 0.1) < 0.04
+        assert abs(float(drawn.std()) - 0.5) < 0.03
+    assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1]) - 0.8) < 0.03
+    scaler = ScalerHead(0.0, 0.8)
+    out = torch.zeros(4000, 1, len(CHANGES))
+    out[..., 2] = 1.0
+    first, second = (scaler.act(out, mask, False).squeeze() for _ in range(2))
+    expected = float(torch.softmax(out[0, 0], -1)[2])
+    assert abs(float((second == 2).float().mean()) - expected) < 0.04
+    assert float((first == second).float().mean()) > 0.8
+    scaler.forget()
+    assert float((scaler.act(out, mask, False).squeeze() == second).float().mean()) < 0.5

@@ -1,12 +1,12 @@
 """What the numbers a network gives per pool mean as a distribution over actions.
 
-Pools that are padding neither act nor count: their log-probability and entropy are 0.
+`act` turns outputs (B, P, outputs) into actions (B, P), `judge` returns log-probability and entropy
+of actions, each (B,). Pools that are padding neither act nor count: both are 0 for them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +15,40 @@ from torch.nn.functional import log_softmax
 from hrl_planner.planner.scaler import BY_RULE, CHANGES
 
 
-class Head(Protocol):
-    """A family of distributions."""
-
-    outputs: int
-
-    def act(self, out: Tensor, mask: Tensor, deterministic: bool) -> Tensor:
-        """Return actions (B, P) for outputs (B, P, outputs)."""
-
-    def judge(self, out: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log-probability and entropy of actions, each (B,)."""
-
-
 class ResidualHead(nn.Module):
     """A normal distribution around the residual of every pool, one deviation for all.
 
     Args:
         std: deviation at first; a residual of 0.5 is what moves a small pool by one replica.
+        memory: correlation of the noise from one step to the next. Replicas take minutes to start:
+            noise that changes sign every minute never gets to see one serve. Probabilities are
+            those of a single step, as in gSDE (Raffin et al., arXiv 2005.05719).
     """
 
     outputs = 1
 
-    def __init__(self, std: float) -> None:
+    def __init__(self, std: float, memory: float) -> None:
         """See the class."""
         super().__init__()
         self.log_std = nn.Parameter(torch.tensor(math.log(std)))
+        self._memory = memory
+        self._noise: Tensor | None = None
+
+    def forget(self) -> None:
+        """Draw the noise anew at the next step."""
+        self._noise = None
 
     def act(self, out: Tensor, mask: Tensor, deterministic: bool) -> Tensor:
         """Return residuals; clipping to [-1, 1] is the environment's."""
         mean = out[..., 0] * mask
         if deterministic:
             return mean
-        return mean + torch.randn_like(mean) * self.log_std.exp() * mask
+        fresh = torch.randn_like(mean)
+        kept = self._noise
+        if kept is not None and kept.shape == fresh.shape:
+            fresh = self._memory * kept + math.sqrt(1.0 - self._memory**2) * fresh
+        self._noise = fresh
+        return mean + fresh * self.log_std.exp() * mask
 
     def judge(self, out: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy."""
@@ -61,24 +63,37 @@ class ScalerHead(nn.Module):
 
     Args:
         rule: log-odds added to following the rule at first.
+        memory: chance that a pool keeps its luck from the step before, see `ResidualHead`.
     """
 
     outputs = len(CHANGES)
 
-    def __init__(self, rule: float) -> None:
+    def __init__(self, rule: float, memory: float) -> None:
         """See the class."""
         super().__init__()
         offset = torch.zeros(len(CHANGES))
         offset[BY_RULE] = rule
         self.register_buffer("offset", offset)
         self.offset: Tensor
+        self._memory = memory
+        self._noise: Tensor | None = None
+
+    def forget(self) -> None:
+        """Draw the luck anew at the next step."""
+        self._noise = None
 
     def act(self, out: Tensor, mask: Tensor, deterministic: bool) -> Tensor:
         """Return action indices."""
         scores = out + self.offset
         if not deterministic:
-            # The Gumbel trick samples every pool at once.
-            scores = scores - torch.log(-torch.log(torch.rand_like(scores).clamp(1e-9, 1 - 1e-7)))
+            # The Gumbel trick: the largest of scores plus this noise is a draw from the softmax.
+            fresh = -torch.log(-torch.log(torch.rand_like(scores).clamp(1e-9, 1.0 - 1e-7)))
+            kept = self._noise
+            if kept is not None and kept.shape == fresh.shape:
+                keep = torch.rand(*scores.shape[:-1], 1) < self._memory
+                fresh = torch.where(keep, kept, fresh)
+            self._noise = fresh
+            scores = scores + fresh
         return scores.argmax(dim=-1) * mask
 
     def judge(self, out: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,6 +106,7 @@ class StageCallback(BaseCallback):
         env.seed(update_seed(self.config, self.index, self.progress.update))
         self.model._last_obs = env.reset()  # type: ignore[assignment]
         self.model._last_episode_starts = np.ones(env.num_envs, bool)
+        self.policy.head.forget()
         actor_learns = self.progress.update >= self.stage.critic_only
         for parameter in self.policy.actor_parameters():
             parameter.requires_grad_(actor_learns)

@@ -152,7 +152,10 @@ def make_model(
     """Return the learner of a stage."""
     ppo = stage.ppo
     head: ResidualHead | ScalerHead
-    head = ScalerHead(stage.rule_odds) if stage.level == "scaler" else ResidualHead(stage.std)
+    if stage.level == "scaler":
+        head = ScalerHead(stage.rule_odds, stage.noise_memory)
+    else:
+        head = ResidualHead(stage.std, stage.noise_memory)
     policy_arguments: dict[str, Any] = {
         "layout": env.layout,
         "shape": shape_of(stage, config),
