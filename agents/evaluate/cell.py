@@ -52,7 +52,7 @@ def run_case(
     """Simulate one case under one policy.
 
     Args:
-        case: spec, trace and events.
+        case: spec, trace and events; the policy is told `spec`, the simulator runs `actual`.
         policy_text: as the registry spells it.
         seed: of start-up times, class assignment and the policy's own draws.
         grace_s: how long after the last arrival requests may still finish.
@@ -60,7 +60,7 @@ def run_case(
     """
     started = time.perf_counter()
     policy = make_policy(policy_text)
-    simulation = Simulation(case.spec, case.trace, seed=seed, events=case.events)
+    simulation = Simulation(case.actual, case.trace, seed=seed, events=case.events)
     blind = (e.pool for e in case.events if e.kind == "blind_profile" and e.pool is not None)
     policy.reset(
         PlanContext(

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hrl_planner.cli import evaluate, profile, simulate, trace
+from hrl_planner.cli import evaluate, experiment, profile, simulate, trace
 from hrl_planner.errors import HrlPlannerError
 
 # Module that is missing: the extra of this package that brings it.
@@ -25,6 +25,7 @@ _EXTRAS = {
     "pandas": "report",
     "pyarrow": "report",
     "plotly": "report",
+    "jinja2": "report",
     "matplotlib": "report",
     "statsmodels": "forecast",
     "torch": "train",
@@ -66,6 +67,7 @@ app = typer.Typer(
 )
 app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
+app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
 
