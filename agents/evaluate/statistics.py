@@ -90,9 +90,7 @@ def row_mean(rows: FloatArray) -> FloatArray:
     present = ~np.isnan(rows)
     counts = present.sum(axis=1)
     total = np.where(present, rows, 0.0).sum(axis=1)
-    found: FloatArray = np.divide(
-        total, counts, out=np.full(len(rows), np.nan), where=counts > 0
-    )
+    found: FloatArray = np.divide(total, counts, out=np.full(len(rows), np.nan), where=counts > 0)
     return found
 
 

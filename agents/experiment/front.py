@@ -47,9 +47,13 @@ def attained_at(hours: FloatArray, attained: FloatArray, at_hours: float) -> flo
     return float(np.interp(at_hours, hours, attained))
 
 
-def hours_for(hours: FloatArray, attained: FloatArray, wanted: float) -> float:
-    """GPU-hours with which a front attains so much; NaN for more than it ever attains."""
-    if not len(hours) or np.isnan(wanted) or wanted > attained[-1]:
+def hours_for(hours: FloatArray, attained: FloatArray, wanted: float, slack: float = 0.0) -> float:
+    """GPU-hours with which a front attains so much; NaN for more than it ever attains.
+
+    What lies above the front by no more than `slack` counts as its last point: where all attain
+    nearly everything, a hair more must not make the savings incomparable.
+    """
+    if not len(hours) or np.isnan(wanted) or wanted > attained[-1] + slack:
         return _NAN
     return float(np.interp(wanted, attained, hours))
 
@@ -85,15 +89,16 @@ class FrontComparison:
         cells: one by one.
         gain: mean attainment at equal GPU-hours above the front.
         saved: mean share of GPU-hours saved at equal attainment.
-        compared: cells in the mean of `gain`.
-        beyond: cells in which the entry attains more than any point of the front.
+        gain_cells: cells in the mean of `gain`; in others the entry needs fewer GPU-hours than
+            any point of the front.
+        saved_cells: cells in the mean of `saved`; in others the entry attains more than any point.
     """
 
     cells: tuple[FrontCell, ...]
     gain: Estimate
     saved: Estimate
-    compared: int
-    beyond: int
+    gain_cells: int
+    saved_cells: int
 
 
 def compare_with_front(results: Results, label: str, metric: str = "gpu_hours") -> FrontComparison:
@@ -113,7 +118,7 @@ def compare_with_front(results: Results, label: str, metric: str = "gpu_hours") 
     # Row 0 is the estimate itself, the others are bootstrap draws: [1 + draws, names, cells].
     met = np.stack([np.vstack([mean, draws]) for mean, draws in attained], axis=1)
     used = np.stack([np.vstack([mean, draws]) for mean, draws in hours], axis=1)
-    gains, saved = _distances(used, met)
+    gains, saved = _distances(used, met, results.config.tolerance)
     runs = (~np.isnan(scores[0])).sum(axis=(0, 2))
     cells = [
         FrontCell(
@@ -128,17 +133,16 @@ def compare_with_front(results: Results, label: str, metric: str = "gpu_hours") 
     ]
     comparable = ~np.isnan(gains[0])
     both = ~np.isnan(saved[0])
-    beyond = [c.own_attained > c.attained[-1] for c in cells if len(c.attained)]
     return FrontComparison(
         tuple(cells),
         _summary(row_mean(gains[:, comparable]), int(runs[comparable].sum())),
         _summary(row_mean(saved[:, both]), int(runs[both].sum())),
         int(comparable.sum()),
-        sum(beyond),
+        int(both.sum()),
     )
 
 
-def _distances(used: FloatArray, met: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _distances(used: FloatArray, met: FloatArray, slack: float) -> tuple[FloatArray, FloatArray]:
     """Gain and saved share per draw and cell; entry 0 against the front of the others."""
     draws, _, n_cells = used.shape
     gains = np.full((draws, n_cells), np.nan)
@@ -148,7 +152,7 @@ def _distances(used: FloatArray, met: FloatArray) -> tuple[FloatArray, FloatArra
             hours, attained = pareto(used[draw, 1:, c], met[draw, 1:, c])
             own_hours, own = float(used[draw, 0, c]), float(met[draw, 0, c])
             gains[draw, c] = own - attained_at(hours, attained, own_hours)
-            saved[draw, c] = 1.0 - own_hours / hours_for(hours, attained, own)
+            saved[draw, c] = 1.0 - own_hours / hours_for(hours, attained, own, slack)
     return gains, saved
 
 

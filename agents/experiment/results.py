@@ -95,7 +95,7 @@ class Results:
             self.codes[line["code"]] += 1
             self.wall_s += line["wall_s"]
         for name in KEPT:
-            arrays[name][at] = line[name]
+            arrays[name][at] = line.get(name, np.nan)
 
     def scores(self, entry: str, metric: str = KEPT[0]) -> FloatArray:
         """A metric of every run, [training seeds, cells, traces]."""

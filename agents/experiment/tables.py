@@ -197,8 +197,7 @@ def front(results: Results) -> Table:
                     plain(found.saved, 1, 100.0, " %"),
                     points(priced.gain),
                     plain(priced.saved, 1, 100.0, " %"),
-                    Value(f"{found.compared} of {len(results.cells)}"),
-                    Value(str(found.beyond)),
+                    Value(f"{found.gain_cells} and {found.saved_cells}"),
                 ],
             )
         )
@@ -207,16 +206,17 @@ def front(results: Results) -> Table:
         "At equal GPU-hours",
         f"Distances to the front of {', '.join(config.front)} in each cell, averaged over cells: "
         "value-weighted attainment above the front at the entry's own GPU-hours (or cost), and "
-        "GPU-hours (or cost) saved at the entry's own attainment. Cells in which the entry attains "
-        "more than every point of the front cannot say what is saved; they are counted last.",
+        "GPU-hours (or cost) saved at the entry's own attainment. Where the entry holds fewer GPUs "
+        "than every point of the front, nothing is said of the gain, and where it attains more "
+        f"than every point (by over {100 * config.tolerance:g} points), nothing of the savings: "
+        f"the last column counts the cells, of {len(results.cells)}, that do say something.",
         (
             "planner",
             "gain at equal GPU-hours, points",
             "GPU-hours saved",
             "gain at equal cost, points",
             "cost saved",
-            "cells compared",
-            "cells beyond the front",
+            "cells with gain and savings",
         ),
         rows,
         missing(results, config.front),
