@@ -219,7 +219,7 @@ def front(results: Results) -> Table:
             "cells with gain and savings",
         ),
         rows,
-        missing(results, config.front),
+        missing(results),
     )
 
 
