@@ -319,8 +319,6 @@ def test_another_checkpoint_under_the_same_path_is_another_policy(tmp_path):
 
 
 def test_a_report_needs_neither_checkpoints_nor_recordings(data, tmp_path, monkeypatch):
-    from agents.experiment import plan
-
     config = ExperimentConfig.model_validate(data)
     results = invent(config, lambda *_: 0.5)
     results.experiment.keep_keys()
@@ -328,7 +326,7 @@ def test_a_report_needs_neither_checkpoints_nor_recordings(data, tmp_path, monke
     def gone(text):
         raise PolicyError(f"no checkpoint at {text}")
 
-    monkeypatch.setattr(plan, "make_policy", gone)
+    monkeypatch.setattr("agents.evaluate.cell.check_policy", gone)
     optional = [{**entry, "optional": True} for entry in data["entries"]]
     elsewhere = ExperimentConfig.model_validate(data | {"entries": optional})
     experiment = prepare(elsewhere)

@@ -118,6 +118,15 @@ def compile_simulator(config: EvaluationConfig) -> None:
     run_case(case, config.policies[0], 0, grace_s=0.0)
 
 
+def check_policy(text: str) -> None:
+    """Find out whether `run_case` could run a policy.
+
+    Raises:
+        HrlPlannerError: there is no such policy, or it lacks what it needs.
+    """
+    make_policy(text)
+
+
 def check(config: EvaluationConfig) -> None:
     """Find what is wrong with a configuration before hours are spent on it.
 
@@ -125,7 +134,7 @@ def check(config: EvaluationConfig) -> None:
         HrlPlannerError: a policy, scenario or trace that does not exist or does not fit the spec.
     """
     for policy in config.policies:
-        make_policy(policy)
+        check_policy(policy)
     if len(set(config.policies)) != len(config.policies):
         raise PolicyError(f"a policy is named twice: {', '.join(config.policies)}")
     labels = [workload.label for workload in config.workloads]

@@ -76,7 +76,9 @@ def tightness(results: Results) -> Figure | None:
     workloads = list(dict.fromkeys((cell.group, cell.source.label) for cell in cells))
     if not any(one.difference.runs for one in found):
         return None
-    figure, panels = _panels(len(workloads), min(_COLUMNS, len(workloads)), 2.7, 2.2)
+    figure, panels = _panels(
+        len(workloads), min(_COLUMNS, len(workloads)), 2.7, 2.0, same_scale=True
+    )
     colour = _colours(results)[config.subject]
     for panel, (group, workload) in zip(panels, workloads, strict=True):
         line = [
@@ -169,12 +171,15 @@ def draw(name: FigureName, results: Results) -> str | None:
     return svg[svg.index("<svg") :]
 
 
-def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(
+    count: int, columns: int, width: float, height: float, *, same_scale: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of small multiples; with `same_scale` all of them share their vertical axis."""
     from matplotlib.figure import Figure as NewFigure
 
     rows = -(-count // columns)
     figure = NewFigure(figsize=(width * columns, height * rows), layout="constrained")
-    axes: Any = figure.subplots(rows, columns, squeeze=False)
+    axes: Any = figure.subplots(rows, columns, squeeze=False, sharey=same_scale)
     panels: list[Axes] = list(axes.ravel())
     for unused in panels[count:]:
         unused.remove()

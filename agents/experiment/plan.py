@@ -23,7 +23,6 @@ from agents.experiment.cells import Cell, digest, find_cells
 from agents.experiment.config import ExperimentConfig
 from agents.experiment.need import find_needs
 from hrl_planner.errors import HrlPlannerError
-from hrl_planner.planner.registry import make_policy
 
 _OWN_SOURCES = (
     "agents/bounds/**/*.py",
@@ -220,12 +219,14 @@ def _find_policies(
     config: ExperimentConfig, only: Sequence[str], notes: list[str]
 ) -> tuple[set[str], dict[str, str]]:
     """Policies that can be made here, and their hashes; notes on the others are added."""
+    from agents.evaluate.cell import check_policy
+
     here: set[str] = set()
     keys: dict[str, str] = {}
     for entry in config.entries:
         for policy in entry.policies:
             try:
-                make_policy(policy)
+                check_policy(policy)
             except (HrlPlannerError, ImportError, OSError) as error:
                 if not entry.optional:
                     raise
