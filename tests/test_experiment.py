@@ -408,6 +408,19 @@ def test_the_normalised_score_is_zero_for_the_best_split_and_one_for_foresight(c
     assert "1 of 3 cells" in TABLES["entries"](results).markdown()
 
 
+def test_foresight_counts_under_the_setting_that_is_best_in_each_cell(config):
+    config = config.model_copy(update={"one": ("lp-oracle", "lp-thrifty")})
+    means = {"static": 0.5, "lp-oracle": 0.9, "lp-thrifty": 0.6}
+    other = {"static": 0.5, "lp-oracle": 0.4, "lp-thrifty": 0.7}
+
+    def value(entry, seed, cell, trace):
+        return (other if cell == "steady-no-flap@1" else means).get(entry)
+
+    found = anchors(invent(config, value))
+    assert found.one == pytest.approx([0.9, 0.7, 0.9])
+    assert found.usable.all()
+
+
 @pytest.mark.parametrize(
     ("loss", "answer"), [(0.004, "yes"), (0.006, "no, it is in cold-start-ramp@1")]
 )

@@ -87,7 +87,7 @@ class Anchors:
 
     Attributes:
         zero: mean value-weighted attainment of the best static split, (cells,).
-        one: of perfect foresight, (cells,).
+        one: of perfect foresight under the setting that is best in the cell, (cells,).
         usable: where the two are far enough apart, (cells,).
     """
 
@@ -98,11 +98,13 @@ class Anchors:
 
 def anchors(results: Results) -> Anchors | None:
     """Anchors of the normalised score; None where the experiment names none."""
-    zero, one = results.config.zero, results.config.one
-    if zero is None or one is None:
+    zero, ones = results.config.zero, results.config.one
+    if zero is None or not ones:
         return None
-    low, high = in_common(results.scores(zero), results.scores(one))
-    low_mean, high_mean = (workload_means(s, draws=1)[0] for s in (low, high))
+    begun = [label for label in ones if label in results.started] or ones[:1]
+    common = in_common(*(results.scores(label) for label in (zero, *begun)))
+    means = np.stack([workload_means(scores, draws=1)[0] for scores in common])
+    low_mean, high_mean = means[0], means[1:].max(axis=0)
     with np.errstate(invalid="ignore"):
         usable = high_mean - low_mean >= results.config.least_gap
     return Anchors(low_mean, high_mean, np.asarray(usable))

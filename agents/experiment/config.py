@@ -93,6 +93,7 @@ class Entry(_Model):
     seeds: int = Field(1, ge=1, description="number of training seeds")
     about: str = ""
     optional: bool = Field(False, description="left out with a note where it cannot be made")
+    bound: bool = Field(False, description="says what could be, is no planner; not in figures")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -128,7 +129,9 @@ class ExperimentConfig(_Model):
     zero: str | None = Field(
         None, description="scores 0 after normalisation: the best static split"
     )
-    one: str | None = Field(None, description="scores 1: perfect foresight")
+    one: tuple[str, ...] = Field(
+        (), description="scores 1: perfect foresight, in each cell the best of these settings"
+    )
     front: tuple[str, ...] = Field((), description="entries whose front is compared with")
     tolerance: float = Field(0.005, ge=0, description="loss in a cell that counts as none")
     least_gap: float = Field(
@@ -154,8 +157,8 @@ class ExperimentConfig(_Model):
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"entries: the label {label!r} is used more than once")
-        ends = [label for label in (self.zero, self.one) if label is not None]
-        for label in (self.subject, self.baseline, *self.against, *self.front, *ends):
+        named = (self.subject, self.baseline, *self.against, *self.front, *self.one)
+        for label in (*named, *([] if self.zero is None else [self.zero])):
             if label not in labels:
                 raise ValueError(f"{label!r} is not an entry; there are: {', '.join(labels)}")
         return self

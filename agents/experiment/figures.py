@@ -47,10 +47,8 @@ _STYLE: dict[Any, Any] = {
 
 def profiles(results: Results) -> Figure | None:
     """Performance profiles: share of runs above every normalised score."""
-    drawn = [(label, normalised(results, label)) for label in results.started]
+    drawn = [(label, normalised(results, label)) for label in _drawn(results)]
     drawn = [(label, scores) for label, scores in drawn if not np.isnan(scores).all()]
-    drawn = [(label, s) for label, s in drawn if label == results.config.baseline
-             or label not in results.config.front]  # fmt: skip
     if not drawn:
         return None
     figure, panels = _panels(1, 1, 7.6, 4.2)
@@ -104,7 +102,7 @@ def tightness(results: Results) -> Figure | None:
 def fronts(results: Results) -> Figure | None:
     """Value attainment against GPU-hours, the front and every other entry, one panel per cell."""
     config = results.config
-    shown = [label for label in results.started if label not in config.front]
+    shown = [label for label in _drawn(results) if label not in config.front]
     found = {label: compare_with_front(results, label) for label in shown}
     at = [
         i
@@ -187,11 +185,21 @@ def _panels(
 
 
 def _colours(results: Results) -> dict[str, str]:
-    """Colours of the entries that are drawn; settings of the front share the baseline's."""
+    """Colours of all planners; subject and baseline have the first, whatever their places."""
     config = results.config
-    drawn = [
-        e.label for e in config.entries if e.label not in config.front or e.label == config.baseline
+    labels = [entry.label for entry in config.entries if not entry.bound]
+    labels.sort(key=lambda label: label in config.front)
+    labels.sort(key=lambda label: label not in (config.subject, config.baseline))
+    return policy_colours(labels)
+
+
+def _drawn(results: Results) -> list[str]:
+    """Entries of a figure: no bounds, and of the front only the baseline."""
+    config = results.config
+    return [
+        e.label
+        for e in config.entries
+        if e.label in results.started
+        and not e.bound
+        and (e.label not in config.front or e.label == config.baseline)
     ]
-    drawn.sort(key=lambda label: label != config.subject)
-    colours = policy_colours(drawn)
-    return {e.label: colours.get(e.label, colours[config.baseline]) for e in config.entries}

@@ -224,17 +224,21 @@ def _find_policies(
     here: set[str] = set()
     keys: dict[str, str] = {}
     for entry in config.entries:
+        problems = []
         for policy in entry.policies:
             try:
                 check_policy(policy)
             except (HrlPlannerError, ImportError, OSError) as error:
                 if not entry.optional:
                     raise
-                notes.append(f"{entry.label} cannot be run here: {error}")
+                problems.append(str(error))
                 continue
             keys[policy] = policy_key(policy)
             if not only or entry.label in only:
                 here.add(policy)
+        if problems:
+            part = f", {len(problems)} of {entry.seeds} training seeds" if entry.seeds > 1 else ""
+            notes.append(f"{entry.label}{part}: cannot be run here ({problems[0]})")
     return here, keys
 
 

@@ -25,10 +25,14 @@ from agents.experiment.table import DASH, Table, Value, measured, plain, points
 
 
 def missing(results: Results, labels: tuple[str, ...] | None = None) -> list[str]:
-    """A line for every entry that is not complete."""
+    """What has been run of the entries that are not complete, a line for those alike."""
     names = labels or tuple(entry.label for entry in results.config.entries)
-    found = ((name, results.coverage(name)) for name in names)
-    return [f"Missing, {name}: {coverage}." for name, coverage in found if not coverage.complete]
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        coverage = results.coverage(name)
+        if not coverage.complete:
+            alike.setdefault(str(coverage), []).append(name)
+    return [f"Missing, {', '.join(names)}: {text}." for text, names in alike.items()]
 
 
 def entries(results: Results) -> Table:
@@ -185,7 +189,7 @@ def front(results: Results) -> Table:
     config = results.config
     rows = []
     for entry in config.entries:
-        if entry.label in config.front and entry.label != config.baseline:
+        if entry.bound or (entry.label in config.front and entry.label != config.baseline):
             continue
         found = compare_with_front(results, entry.label)
         priced = compare_with_front(results, entry.label, "cost")
