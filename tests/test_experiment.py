@@ -421,9 +421,7 @@ def test_foresight_counts_under_the_setting_that_is_best_in_each_cell(config):
     assert found.usable.all()
 
 
-@pytest.mark.parametrize(
-    ("loss", "answer"), [(0.004, "yes"), (0.006, "no, it is in cold-start-ramp@1")]
-)
+@pytest.mark.parametrize(("loss", "answer"), [(0.004, "yes"), (0.006, "no, in cold-start-ramp@1")])
 def test_never_worse_is_asked_of_every_cell(config, loss, answer):
     def value(entry, seed, cell, trace):
         gain = -loss if cell == "cold-start-ramp@1" else 0.2

@@ -95,6 +95,22 @@ def test_means_per_workload_leave_missing_runs_out():
     assert np.isnan(draws[:, 1]).all()
 
 
+def test_traces_that_were_not_run_are_never_drawn():
+    scores = np.full((1, 1, 20), np.nan)
+    scores[0, 0, :2] = [1.0, 3.0]
+    _, draws = workload_means(scores)
+    assert not np.isnan(draws).any()
+    assert set(np.unique(draws)) == {1.0, 2.0, 3.0}
+
+
+def test_one_trace_per_cell_and_one_training_seed_give_no_interval():
+    one_each = np.random.default_rng(0).normal(size=(1, 12, 1))
+    found = estimate(one_each)
+    assert found.runs == 12 and np.isnan(found.low)
+    two_seeds = np.concatenate([one_each, one_each + 1.0])
+    assert estimate(two_seeds).low < estimate(two_seeds).high
+
+
 def test_the_profile_is_the_share_of_runs_strictly_above():
     scores = np.array([[[0.0, 0.5, 1.0, np.nan]]])
     value, low, high = performance_profile(scores, np.array([-1.0, 0.0, 0.5, 1.0]))

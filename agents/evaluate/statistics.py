@@ -37,7 +37,7 @@ class Estimate:
 
     Attributes:
         value: the estimate; NaN when there is no run.
-        low: lower end of the 95 % interval; NaN with fewer than two runs.
+        low: lower end of the 95 % interval; NaN where no workload has two runs.
         high: upper end of the interval.
         runs: how many runs stand behind it.
     """
@@ -139,11 +139,16 @@ def _estimated(
     if not present.size:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     value = float(statistic(present[None])[0])
-    if present.size < 2:
-        return Estimate(value, float("nan"), float("nan"), 1)
+    if not can_be_redrawn(scores):
+        return Estimate(value, float("nan"), float("nan"), int(present.size))
     values = np.concatenate([statistic(r) for r in redraw(scores, seed=seed, draws=draws)])
     low, high = interval(values)
     return Estimate(value, low, high, int(present.size))
+
+
+def can_be_redrawn(scores: FloatArray) -> bool:
+    """Whether a bootstrap says anything: some workload has two runs. One run of each has none."""
+    return any(block.size > 1 for block in _strata(scores))
 
 
 def interval(draws: FloatArray) -> tuple[float, float]:
@@ -256,8 +261,8 @@ def workload_means(
 ) -> tuple[FloatArray, FloatArray]:
     """Mean score per workload, and its bootstrap draws.
 
-    All policies get the same traces in a draw, so that any function of several policies' means
-    (a difference, a distance to a front) keeps the pairing.
+    Policies that miss the same traces, or none, get the same traces in a draw, so that any function
+    of several policies' means (a difference, a distance to a front) keeps the pairing.
 
     Args:
         scores: [training seeds, workloads, seeds] with the same seeds for every policy.
@@ -268,19 +273,23 @@ def workload_means(
     Returns:
         Means (workloads,) and draws (draws, workloads); NaN where nothing was run.
     """
-    trained, n_workloads, n_traces = scores.shape
+    trained, n_workloads, _ = scores.shape
     present = ~np.isnan(scores)
     filled = np.where(present, scores, 0.0)
     rng = np.random.default_rng(seed)
     who = np.random.default_rng([seed, 1, stream]).multinomial(
         trained, np.full(trained, 1.0 / trained), size=draws
     )
-    values = np.empty((draws, n_workloads))
+    values = np.full((draws, n_workloads), np.nan)
     for w in range(n_workloads):
-        times = rng.multinomial(n_traces, np.full(n_traces, 1.0 / n_traces), size=draws)
-        total = ((who @ filled[:, w]) * times).sum(axis=1)
-        count = ((who @ present[:, w].astype(np.float64)) * times).sum(axis=1)
-        values[:, w] = np.divide(total, count, out=np.full(draws, np.nan), where=count > 0)
+        run = present[:, w].any(axis=0)
+        n_run = int(run.sum())
+        if not n_run:
+            continue
+        times = rng.multinomial(n_run, np.full(n_run, 1.0 / n_run), size=draws)
+        total = ((who @ filled[:, w, run]) * times).sum(axis=1)
+        count = ((who @ present[:, w, run].astype(np.float64)) * times).sum(axis=1)
+        np.divide(total, count, out=values[:, w], where=count > 0)
     counts = present.sum(axis=(0, 2))
     means = np.divide(
         filled.sum(axis=(0, 2)), counts, out=np.full(n_workloads, np.nan), where=counts > 0

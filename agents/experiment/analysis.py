@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agents.evaluate.statistics import (
     Estimate,
     bootstrap_p,
+    can_be_redrawn,
     estimate,
     holm,
     interval,
@@ -218,7 +219,9 @@ def comparisons(results: Results) -> list[Comparison]:
         mine, my_draws = workload_means(own, draws=_P_DRAWS)
         theirs, their_draws = workload_means(other, draws=_P_DRAWS, stream=number + 1)
         common = ~np.isnan(mine - theirs)
-        draws = (my_draws - their_draws)[:, common].mean(axis=1) if common.any() else np.array([])
+        draws = np.array([])
+        if common.any() and (can_be_redrawn(own) or can_be_redrawn(other)):
+            draws = (my_draws - their_draws)[:, common].mean(axis=1)
         value = float((mine - theirs)[common].mean()) if common.any() else float("nan")
         runs = int((~np.isnan(own)).sum())
         rows.append(

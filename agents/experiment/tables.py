@@ -23,6 +23,9 @@ from agents.experiment.front import compare_with_front
 from agents.experiment.results import Results
 from agents.experiment.table import DASH, Table, Value, measured, plain, points
 
+_AS_TRAINED = "as in training"
+_MOST_NAMED = 3
+
 
 def missing(results: Results, labels: tuple[str, ...] | None = None) -> list[str]:
     """What has been run of the entries that are not complete, a line for those alike."""
@@ -147,13 +150,18 @@ def _never_worse_line(results: Results) -> str:
     )
     scope = f"{found.cells} of {len(results.cells)} cells"
     if found.below:
-        return f"{question}: no, it is in {', '.join(found.below)} ({worst}; {scope})."
+        return f"{question}: no, in {_few(found.below)} ({worst}; {scope})."
     if found.unsure:
         return (
-            f"{question}: by the means, but the intervals of {', '.join(found.unsure)} reach "
-            f"below ({worst}; {scope})."
+            f"{question}: by the means, but intervals reach below in {_few(found.unsure)} "
+            f"({worst}; {scope})."
         )
     return f"{question}: yes, intervals included ({worst}; {scope})."
+
+
+def _few(names: tuple[str, ...]) -> str:
+    """Names, or their number where the table above shows them better."""
+    return ", ".join(names) if len(names) <= _MOST_NAMED else f"{len(names)} cells"
 
 
 def compared(results: Results) -> Table:
@@ -230,9 +238,8 @@ def front(results: Results) -> Table:
 def groups(results: Results) -> Table:
     """Subject, baseline and anchors, group by group."""
     config = results.config
-    shown = [
-        e.label for e in config.entries if e.label not in config.front or e.label == config.baseline
-    ]
+    settings = [label for label in config.front if label != config.baseline]
+    shown = [e.label for e in config.entries if not e.bound and e.label not in settings]
     rows = []
     for group in results.groups:
         at = results.cells_of(group)
@@ -244,7 +251,7 @@ def groups(results: Results) -> Table:
         coverage = subject.coverage
         rows.append(
             (
-                group or "as in training",
+                group or _AS_TRAINED,
                 [
                     points(subject.gain_mean),
                     plain(subject.chance),
@@ -254,7 +261,7 @@ def groups(results: Results) -> Table:
                 ],
             )
         )
-    abouts = {g.group: g.about for g in config.cells if g.about}
+    abouts = {g.group or _AS_TRAINED: g.about for g in config.cells if g.about}
     return Table(
         "groups",
         "Generalisation",
