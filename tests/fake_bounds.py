@@ -10,6 +10,8 @@ from typing import Any
 import agents
 from hrl_planner.spec import ClusterSpec
 
+REAL = importlib.util.find_spec("agents.bounds") is not None
+
 
 def tighten(spec: ClusterSpec, factor: float) -> ClusterSpec:
     """The spec with a scaled budget, never below what it starts with."""
@@ -28,7 +30,7 @@ def clairvoyant_need(spec: ClusterSpec, trace: Any, class_id: Any, *, share: flo
 
 def install() -> None:
     """Put the stand-in where the real package would be, unless it is there."""
-    if "agents.bounds" in sys.modules or importlib.util.find_spec("agents.bounds") is not None:
+    if REAL or "agents.bounds" in sys.modules:
         return
     module: Any = ModuleType("agents.bounds")
     module.tighten = tighten

@@ -504,6 +504,21 @@ def test_the_smoke_experiment_from_yaml_to_report(file, config):
     assert re.search(r"subject +all 12 runs", status.output)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not fake_bounds.REAL, reason="workers cannot be given a stand-in for bounds")
+def test_processes_give_the_same_numbers_as_one(data, tmp_path):
+    found = []
+    for workers in (1, 2):
+        config = ExperimentConfig.model_validate(
+            data | {"traces": 1, "results": str(tmp_path / str(workers))}
+        )
+        experiment, store = prepare(config), RunStore(config.results)
+        assert not run_cells(experiment, store, workers=workers, on_progress=lambda _: None)
+        results = Results(experiment, RunStore(config.results))
+        found.append(np.concatenate([results.scores(label) for label in results.started]))
+    assert np.array_equal(*found, equal_nan=True) and not np.isnan(found[0]).any()
+
+
 def test_the_report_is_the_same_file_for_the_same_runs(file, config):
     invent(config, lambda entry, seed, cell, trace: 0.5 + 0.01 * trace + 0.02 * len(entry))
     texts = []

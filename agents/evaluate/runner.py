@@ -13,8 +13,10 @@ are all it asks for, and both must be picklable.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -287,10 +289,19 @@ _worker_shares: Any = None
 
 
 def _initialize(shares: Any) -> None:
-    """Set a worker up: it leaves Ctrl-C to the parent, which stops it."""
+    """Set a worker up: it leaves Ctrl-C to the parent, which stops it, and ends with it."""
     global _worker_shares
     _worker_shares = shares
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers; they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(jobs: Jobs, store: CellStore, cell: Hashable, slot: int) -> tuple[str, str] | None:
