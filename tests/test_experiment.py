@@ -285,7 +285,7 @@ def test_runs_of_one_case_are_the_same_requests_for_all(data):
 def test_a_torn_line_is_not_a_run_and_does_not_spoil_the_next(config, store):
     run = prepare(config).cells()[0]
     line = {"key": run.key, "seed": 0, "trace": 0, "code": "c"}
-    path = config.results / "runs" / f"{run.entry}.jsonl"
+    path = config.results / "runs" / run.entry / "seed-0.jsonl"
     append(path, line)
     with open(path, "a") as file:
         file.write('{"key":"half')
@@ -343,6 +343,14 @@ def test_experiments_share_runs(data):
     )
     found = Results(prepare(part), RunStore(part.results))
     assert found.coverage("lp").complete
+
+
+def test_cells_alike_in_all_but_name_share_runs_too(data):
+    group = data["cells"][0]
+    twice = data | {"cells": [group, {**group, "group": "again"}]}
+    config = ExperimentConfig.model_validate(twice)
+    results = invent(config, lambda entry, seed, cell, trace: None if "again" in cell else 0.5)
+    assert results.coverage("lp").complete
 
 
 # What is missing

@@ -77,17 +77,16 @@ class Results:
         policies = self.config.entry(label).policies
         shape = (len(policies), len(self.cells), self.config.traces)
         arrays = {name: np.full(shape, np.nan) for name in KEPT}
-        # Where a cell and a policy meet, by the key they give together.
-        places = {
-            (self.experiment.key(cell, policy), seed): (seed, at)
-            for at, cell in enumerate(self.experiment.all_cells)
-            for seed, policy in enumerate(policies)
-        }
+        # Where a cell and a policy meet, by the key they give together; cells of two groups may be
+        # the same in all but name.
+        places: dict[tuple[str | None, int], list[int]] = {}
+        for at, cell in enumerate(self.experiment.all_cells):
+            for seed, policy in enumerate(policies):
+                places.setdefault((self.experiment.key(cell, policy), seed), []).append(at)
         for line in store.lines(label):
-            place = places.get((line["key"], line["seed"]))
-            if place is None or line["trace"] >= self.config.traces:
-                continue
-            self._take(line, arrays, (*place, line["trace"]))
+            if line["trace"] < self.config.traces:
+                for at in places.get((line["key"], line["seed"]), ()):
+                    self._take(line, arrays, (line["seed"], at, line["trace"]))
         return arrays
 
     def _take(self, line: Line, arrays: dict[str, FloatArray], at: tuple[int, int, int]) -> None:

@@ -1,7 +1,7 @@
-"""Finished runs on disk: one file of lines per entry, only ever appended to.
+"""Finished runs on disk: one file of lines per entry and training seed, only ever appended to.
 
-    RESULTS/runs/ENTRY.jsonl     a line per run: cell, training seed, trace, key, code, numbers
-    RESULTS/failures/*.txt       why a run failed; removed when it later succeeds
+    RESULTS/runs/ENTRY/seed-N.jsonl   a line per run: cell, training seed, trace, key, code, numbers
+    RESULTS/failures/*.txt            why a run failed; removed when it later succeeds
 
 All experiments of a results folder share the runs: an entry that two of them name with the same
 policy on the same cell is run once. A line goes to the file in one write under a lock, so that
@@ -48,7 +48,7 @@ class RunStore:
 
     def write(self, cell: Run, data: Line) -> None:
         """Keep a finished run."""
-        append(self._path(cell.entry), data)
+        append(self._path(cell), data)
         if self._done is not None:
             self._done.add(_name(cell))
         self._failure(cell).unlink(missing_ok=True)
@@ -62,40 +62,45 @@ class RunStore:
 
     def entries(self) -> list[str]:
         """Labels of the entries that have runs."""
-        return sorted(path.stem for path in (self.folder / "runs").glob("*.jsonl"))
+        return sorted({path.parent.name for path in (self.folder / "runs").glob("*/*.jsonl")})
 
     def lines(self, entry: str) -> Iterator[Line]:
-        """Whole lines of an entry, in the order in which runs finished."""
-        path = self._path(entry)
-        if not path.exists():
-            return
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # torn by a kill; the run will be done again
-            if isinstance(line, dict) and {"key", "seed", "trace", "code"} <= line.keys():
-                yield line
+        """Whole lines of an entry, of each training seed in the order in which runs finished."""
+        for path in self._files(entry):
+            yield from _lines(path)
 
     def discard(self, code: str) -> int:
         """Remove all runs made by other code; how many there were."""
         removed = 0
-        for entry in self.entries():
-            lines = list(self.lines(entry))
+        for path in (path for entry in self.entries() for path in self._files(entry)):
+            lines = list(_lines(path))
             kept = [line for line in lines if line["code"] == code]
             if len(kept) < len(lines):
                 removed += len(lines) - len(kept)
-                write_atomically(self._path(entry), "".join(map(_text, kept)))
+                write_atomically(path, "".join(map(_text, kept)))
         self._done = None
         return removed
 
-    def _path(self, entry: str) -> Path:
-        return self.folder / "runs" / f"{entry}.jsonl"
+    def _path(self, run: Run) -> Path:
+        return self.folder / "runs" / run.entry / f"seed-{run.training_seed}.jsonl"
+
+    def _files(self, entry: str) -> list[Path]:
+        return sorted((self.folder / "runs" / entry).glob("*.jsonl"))
 
     def _failure(self, cell: Run) -> Path:
         where = re.sub(r"[^A-Za-z0-9_.@-]+", "-", cell.cell.label)
         name = f"{cell.entry}__{cell.training_seed}__{where}__trace-{cell.trace:03d}.txt"
         return self.folder / "failures" / name
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # torn by a kill; the run will be done again
+        if isinstance(line, dict) and {"key", "seed", "trace", "code"} <= line.keys():
+            yield line
 
 
 def append(path: Path, line: Line) -> None:

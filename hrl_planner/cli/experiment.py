@@ -76,8 +76,8 @@ def run(
 ) -> None:
     """Run what is missing, as far as time allows.
 
-    Finished runs are lines in RESULTS/runs, one file per entry. Call again
-    after Ctrl-C, a kill, or with more entries, and only what is missing runs.
+    Finished runs are lines of files in RESULTS/runs. Call again after Ctrl-C,
+    a kill, or with more entries, and only what is missing runs.
     Traces come one after the other over all cells and entries, so that
     parts can be compared. Exit status: 1 if some runs failed, 2 for bad input.
     """
