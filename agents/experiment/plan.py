@@ -28,7 +28,6 @@ _OWN_SOURCES = (
     "agents/bounds/**/*.py",
     "agents/experiment/cells.py",
     "agents/experiment/perturb.py",
-    "agents/policies/**/*.py",
 )
 _WARM_UP_S = 30.0
 _SIGNIFICANT = 6
