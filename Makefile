@@ -8,15 +8,19 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 # Words for pytest, as in: make test PYTEST_ARGS="-n0 -m 'not slow' -k budget"
 PYTEST_ARGS ?= -n 2
 DEMO_OUT    ?= out/demo
+# Words for `experiment run`, as in: make experiment RUN_ARGS="--minutes 50 -j 2"
+RUN_ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-dynamo dynamo-venv clean
+.PHONY: help demo test lint format bench bench-dynamo dynamo-venv experiment experiment-report clean
 
 help:
 	@echo "make demo          simulate the reference cluster, compare the planners, write $(DEMO_OUT)/report.html"
 	@echo "make test          the whole test suite"
 	@echo "make lint          ruff, mypy, import-linter"
 	@echo "make format        ruff format and safe fixes"
+	@echo "make experiment    run what is missing of the experiment, then report; stop and go on at will"
+	@echo "make experiment-report  only write experiments/results from what has been run"
 	@echo "make bench         speed of simulator and environments"
 	@echo "make bench-dynamo  speed and fidelity against Dynamo's offline replay"
 	@echo "make dynamo-venv   NVIDIA Dynamo in an environment of its own, for bench-dynamo and policy dynamo"
@@ -72,6 +76,20 @@ $(DYNAMO)/.stamp: benchmarks/dynamo_requirements.txt
 	$(PYTHON) -m venv $(DYNAMO)
 	$(DYNAMO)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
 	@touch $@
+# Parts of the experiment; a later part shares the runs of the earlier ones.
+# Exit status 1 means that some runs failed: the others count, and the next call tries again.
+PARTS   = main generalisation ablations
+CONFIGS = $(PARTS:%=--config experiments/experiment/%.yaml)
+
+experiment: $(VENV)/.stamp-dev
+	for part in $(PARTS); do \
+	  $(BIN)/hrl-planner experiment run --config experiments/experiment/$$part.yaml $(RUN_ARGS) \
+	    || [ $$? -eq 1 ] || exit 2; \
+	done
+	$(MAKE) experiment-report
+
+experiment-report: $(VENV)/.stamp-dev
+	$(BIN)/hrl-planner experiment report $(CONFIGS)
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -266,12 +266,11 @@ def test_a_dying_worker_costs_only_its_own_cell(config, tmp_path, monkeypatch):
     assert sum(store.has(cell) for cell in config.cells()) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_keeps_what_is_finished_and_leaves_nobody_behind(tmp_path, how):
+def start_evaluation(folder):
+    """An evaluation of hours over two workers, in a process group of its own, some runs done."""
     command = [sys.executable, "-m", "hrl_planner.cli", "evaluate", "--spec", "small"]
     command += ["--scenario", "cold-start-ramp", "--policy", "static", "--policy", "hpa"]
-    command += ["--seeds", "200", "--until", "300", "-j", "2", "--out", str(tmp_path)]
+    command += ["--seeds", "200", "--until", "300", "-j", "2", "--out", str(folder)]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -282,17 +281,38 @@ def test_stopping_keeps_what_is_finished_and_leaves_nobody_behind(tmp_path, how)
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("cells/*.json")) and time.monotonic() < deadline:
+    while not list(folder.glob("cells/*.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
+    return process
+
+
+def assert_nobody_is_left(group):
+    with pytest.raises(ProcessLookupError):
+        for _ in range(50):
+            os.killpg(group, 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_keeps_what_is_finished_and_leaves_nobody_behind(tmp_path, how):
+    process = start_evaluation(tmp_path)
     os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "are kept in" in output and "Traceback" not in output
     assert list(tmp_path.glob("cells/*.json"))
-    with pytest.raises(ProcessLookupError):  # the whole process group is gone
-        for _ in range(50):
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
+    assert_nobody_is_left(process.pid)
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    process = start_evaluation(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    assert_nobody_is_left(process.pid)
+    for cell in tmp_path.glob("cells/*.json"):
+        json.loads(cell.read_text())
 
 
 def cli(*arguments):

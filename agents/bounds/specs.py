@@ -63,7 +63,8 @@ def relax(case: ScenarioCase, name: str) -> ScenarioCase:
         replace(event, value=event.value * _growth(case.spec, spec, event.gpu_type))
         for event in case.events
     )
-    return replace(case, spec=spec, events=events)
+    truth = None if case.truth is None else find_transform(name)(case.truth)
+    return replace(case, spec=spec, events=events, truth=truth)
 
 
 def _growth(before: ClusterSpec, after: ClusterSpec, gpu_type: str | None) -> float:

@@ -67,7 +67,7 @@ def run_case(
     """Simulate one case under one policy.
 
     Args:
-        case: spec, trace and events.
+        case: spec, trace and events; the policy is told `spec`, the simulator runs `actual`.
         policy_text: as the registry spells it; `@unlimited` or `@zero-startup` behind it runs it
             on the cluster without that limit (`agents.bounds.specs`).
         seed: of start-up times, class assignment and the policy's own draws.
@@ -80,7 +80,7 @@ def run_case(
     if without is not None:
         case = relax(case, without)
     policy = make_policy(policy_text)
-    simulation = Simulation(case.spec, case.trace, seed=seed, events=case.events)
+    simulation = Simulation(case.actual, case.trace, seed=seed, events=case.events)
     blind = (e.pool for e in case.events if e.kind == "blind_profile" and e.pool is not None)
     policy.reset(
         PlanContext(
@@ -139,6 +139,18 @@ def compile_simulator(config: EvaluationConfig) -> None:
     run_case(case, config.policies[0], 0, grace_s=0.0)
 
 
+def check_policy(text: str) -> None:
+    """Find out whether `run_case` could run a policy.
+
+    Raises:
+        HrlPlannerError: there is no such policy, or it lacks what it needs.
+    """
+    text, without = split_policy(text)
+    make_policy(text)
+    if without is not None:
+        find_transform(without)
+
+
 def check(config: EvaluationConfig) -> None:
     """Find what is wrong with a configuration before hours are spent on it.
 
@@ -146,10 +158,7 @@ def check(config: EvaluationConfig) -> None:
         HrlPlannerError: a policy, scenario or trace that does not exist or does not fit the spec.
     """
     for policy in config.policies:
-        text, without = split_policy(policy)
-        make_policy(text)
-        if without is not None:
-            find_transform(without)
+        check_policy(policy)
     if len(set(config.policies)) != len(config.policies):
         raise PolicyError(f"a policy is named twice: {', '.join(config.policies)}")
     labels = [workload.label for workload in config.workloads]

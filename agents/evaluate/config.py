@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,18 @@ class EvaluationConfig:
             for policy in self.policies
         ]
 
+    def run(self, cell: Cell, on_share: Callable[[float], None]) -> dict[str, Any]:
+        """Simulate one cell; `on_share` is told the share of simulated time that is done."""
+        from agents.evaluate import cell as cells
+
+        return cells.run_cell(self, cell, on_share)
+
+    def compile(self) -> None:
+        """Bring the compiled simulator into the on-disk cache."""
+        from agents.evaluate.cell import compile_simulator
+
+        compile_simulator(self)
+
     def fingerprint(self) -> dict[str, Any]:
         """What a finished cell depends on, by name."""
         return {
@@ -92,10 +105,10 @@ class EvaluationConfig:
         }
 
 
-def code_digest() -> str:
-    """Hash of the sources that decide a run's numbers."""
+def code_digest(more: tuple[str, ...] = ()) -> str:
+    """Hash of the sources that decide a run's numbers, and of those that match `more`."""
     digest = hashlib.sha256()
-    for pattern in _SOURCES:
+    for pattern in (*_SOURCES, *more):
         for path in sorted(_ROOT.glob(pattern)):
             name = path.relative_to(_ROOT).as_posix()
             if not name.startswith(_NOT_SOURCES):

@@ -5,31 +5,60 @@ worker writes its cell to the store itself, so a finished run is safe whatever b
 parent. A cell that raises is recorded and the others go on. A worker that dies takes the whole
 pool with it (that is how `ProcessPoolExecutor` works); the pool is rebuilt and the cells that were
 under way are tried once more, one at a time, so that the one to blame is known.
+
+What a cell is, how it is run and where it is kept, the runner does not know: `Jobs` and `CellStore`
+are all it asks for, and both must be picklable.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from agents.evaluate.config import Cell, EvaluationConfig
-from agents.evaluate.store import Store
 from hrl_planner.errors import HrlPlannerError
 
 _POLL_S = 0.2
 # One thread per worker: parallelism comes from the processes.
 _THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class Jobs(Protocol):
+    """What is to be run. A cell is one run: hashable, and as text a name for people."""
+
+    def cells(self) -> Sequence[Any]:
+        """All runs, in the order in which they should be done."""
+
+    def run(self, cell: Any, on_share: Callable[[float], None]) -> dict[str, Any]:
+        """Do one run; `on_share` is told the share of it that is done."""
+
+    def compile(self) -> None:
+        """Compile what every run needs."""
+
+
+class CellStore(Protocol):
+    """Where finished runs are kept."""
+
+    def has(self, cell: Any) -> bool:
+        """Whether a run is finished."""
+
+    def write(self, cell: Any, data: dict[str, Any]) -> None:
+        """Keep a finished run, so that a kill at any moment leaves all of it or nothing."""
+
+    def write_failure(self, cell: Any, details: str) -> Path:
+        """Keep why a run failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +71,7 @@ class Failure:
         log: file with the details.
     """
 
-    cell: Cell
+    cell: Hashable
     message: str
     log: Path
 
@@ -64,7 +93,7 @@ class Progress:
     skipped: int
     done: int = 0
     failures: list[Failure] = field(default_factory=list)
-    under_way: dict[Cell, float] = field(default_factory=dict)
+    under_way: dict[Hashable, float] = field(default_factory=dict)
     compiling: bool = False
 
     @property
@@ -79,15 +108,21 @@ OnProgress = Callable[[Progress], None]
 
 
 def run_cells(
-    config: EvaluationConfig, store: Store, *, workers: int, on_progress: OnProgress
+    jobs: Jobs,
+    store: CellStore,
+    *,
+    workers: int,
+    on_progress: OnProgress,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Failure]:
     """Run every cell that the store does not have yet.
 
     Args:
-        config: the evaluation.
-        store: opened for this configuration.
+        jobs: the runs.
+        store: where finished ones are.
         workers: parallel processes; 1 runs in this process.
         on_progress: called several times a second.
+        stop: asked before a cell is begun; once it says yes, what is under way is finished.
 
     Returns:
         The cells that failed.
@@ -95,36 +130,36 @@ def run_cells(
     Raises:
         KeyboardInterrupt: on Ctrl-C or SIGTERM, after the workers have been stopped.
     """
-    cells = config.cells()
+    cells = jobs.cells()
     todo = [cell for cell in cells if not store.has(cell)]
     progress = Progress(total=len(cells), skipped=len(cells) - len(todo))
     on_progress(progress)
     with _terminate_as_interrupt():
         if workers <= 1 or len(todo) <= 1:
             for cell in todo:
-                _run_here(config, store, cell, progress, on_progress)
+                if stop():
+                    break
+                _run_here(jobs, store, cell, progress, on_progress)
         else:
-            _compile_once(config, progress, on_progress)
-            _Pool(config, store, min(workers, len(todo)), progress, on_progress).run(todo)
+            _compile_once(jobs, progress, on_progress)
+            _Pool(jobs, store, min(workers, len(todo)), progress, on_progress, stop).run(todo)
     return progress.failures
 
 
-def _compile_once(config: EvaluationConfig, progress: Progress, on_progress: OnProgress) -> None:
-    from agents.evaluate.cell import compile_simulator
-
+def _compile_once(jobs: Jobs, progress: Progress, on_progress: OnProgress) -> None:
     progress.compiling = True
     on_progress(progress)
     # What goes wrong here goes wrong in the cells too, and is reported there.
     with suppress(Exception):
-        compile_simulator(config)
+        jobs.compile()
     progress.compiling = False
     on_progress(progress)
 
 
 def _run_here(
-    config: EvaluationConfig,
-    store: Store,
-    cell: Cell,
+    jobs: Jobs,
+    store: CellStore,
+    cell: Hashable,
     progress: Progress,
     on_progress: OnProgress,
 ) -> None:
@@ -132,19 +167,17 @@ def _run_here(
         progress.under_way[cell] = share
         on_progress(progress)
 
-    problem = _attempt(config, store, cell, on_share)
+    problem = _attempt(jobs, store, cell, on_share)
     _settle(store, cell, problem, progress)
     on_progress(progress)
 
 
 def _attempt(
-    config: EvaluationConfig, store: Store, cell: Cell, on_share: Callable[[float], None]
+    jobs: Jobs, store: CellStore, cell: Hashable, on_share: Callable[[float], None]
 ) -> tuple[str, str] | None:
     """Run and store a cell; None, or what went wrong as (message, details)."""
-    from agents.evaluate.cell import run_cell
-
     try:
-        store.write(cell, run_cell(config, cell, on_share))
+        store.write(cell, jobs.run(cell, on_share))
     except HrlPlannerError as error:
         return str(error), traceback.format_exc()
     except Exception as error:  # whatever it is, the other cells must not be lost with it
@@ -152,7 +185,9 @@ def _attempt(
     return None
 
 
-def _settle(store: Store, cell: Cell, problem: tuple[str, str] | None, progress: Progress) -> None:
+def _settle(
+    store: CellStore, cell: Hashable, problem: tuple[str, str] | None, progress: Progress
+) -> None:
     progress.under_way.pop(cell, None)
     if problem is None:
         progress.done += 1
@@ -167,13 +202,15 @@ class _Pool:
 
     def __init__(
         self,
-        config: EvaluationConfig,
-        store: Store,
+        jobs: Jobs,
+        store: CellStore,
         workers: int,
         progress: Progress,
         on_progress: OnProgress,
+        stop: Callable[[], bool],
     ) -> None:
-        self._config = config
+        self._jobs = jobs
+        self._stop = stop
         self._store = store
         self._workers = workers
         self._progress = progress
@@ -182,11 +219,11 @@ class _Pool:
         # Shared memory through which workers tell how far they are; a slot per running cell.
         self._shares = self._spawn.Array("d", workers, lock=False)
 
-    def run(self, cells: list[Cell]) -> None:
+    def run(self, cells: Sequence[Hashable]) -> None:
         """Run all cells."""
         waiting = deque(cells)
-        suspects: deque[Cell] = deque()
-        while waiting or suspects:
+        suspects: deque[Hashable] = deque()
+        while (waiting or suspects) and not self._stop():
             with _one_thread_each():
                 executor = ProcessPoolExecutor(
                     self._workers,
@@ -209,19 +246,19 @@ class _Pool:
             suspects.extend(died if len(died) > 1 else ())
 
     def _drive(
-        self, executor: ProcessPoolExecutor, waiting: deque[Cell], suspects: deque[Cell]
-    ) -> list[Cell]:
+        self, executor: ProcessPoolExecutor, waiting: deque[Hashable], suspects: deque[Hashable]
+    ) -> list[Hashable]:
         """Feed the pool until all is done or it breaks; the cells that were then under way."""
-        running: dict[Future[Any], tuple[Cell, int]] = {}
+        running: dict[Future[Any], tuple[Hashable, int]] = {}
         free = list(range(self._workers))
-        while waiting or suspects or running:
+        while running or ((waiting or suspects) and not self._stop()):
             limit = 1 if suspects else self._workers
-            while (waiting or suspects) and len(running) < limit:
+            while (waiting or suspects) and len(running) < limit and not self._stop():
                 cell = suspects.popleft() if suspects else waiting.popleft()
                 slot = free.pop()
                 self._shares[slot] = 0.0
                 try:
-                    future = executor.submit(_work, self._config, self._store, cell, slot)
+                    future = executor.submit(_work, self._jobs, self._store, cell, slot)
                 except BrokenProcessPool:
                     return [cell, *(cell for cell, _ in running.values())]
                 running[future] = (cell, slot)
@@ -236,7 +273,7 @@ class _Pool:
             self._on_progress(self._progress)
         return []
 
-    def _survivors(self, running: dict[Future[Any], tuple[Cell, int]]) -> list[Cell]:
+    def _survivors(self, running: dict[Future[Any], tuple[Hashable, int]]) -> list[Hashable]:
         """Settle what finished before the pool broke; the rest was lost with it."""
         lost = []
         for future, (cell, _) in running.items():
@@ -252,17 +289,26 @@ _worker_shares: Any = None
 
 
 def _initialize(shares: Any) -> None:
-    """Set a worker up: it leaves Ctrl-C to the parent, which stops it."""
+    """Set a worker up: it leaves Ctrl-C to the parent, which stops it, and ends with it."""
     global _worker_shares
     _worker_shares = shares
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _work(config: EvaluationConfig, store: Store, cell: Cell, slot: int) -> tuple[str, str] | None:
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers; they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(jobs: Jobs, store: CellStore, cell: Hashable, slot: int) -> tuple[str, str] | None:
     def on_share(share: float) -> None:
         _worker_shares[slot] = share
 
-    return _attempt(config, store, cell, on_share)
+    return _attempt(jobs, store, cell, on_share)
 
 
 def _stop(executor: ProcessPoolExecutor) -> None:

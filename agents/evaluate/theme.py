@@ -22,7 +22,7 @@ TARGET = "#b42318"
 
 _POLICY_COLOURS = (
     "#3b63c4", "#e4572e", "#2e9e5b", "#8e55c7", "#d99a00", "#17a2b8", "#9c6b4e", "#e377a8",
-    "#6b7785", "#7aa315",
+    "#6b7785", "#7aa315", "#14532d", "#7f1d3f",
 )  # fmt: skip
 # One family per GPU type, from dark to light.
 _POOL_FAMILIES = (

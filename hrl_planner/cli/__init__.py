@@ -14,7 +14,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hrl_planner.cli import checkpoint, evaluate, profile, simulate, trace, train, tune
+from hrl_planner.cli import (
+    checkpoint,
+    evaluate,
+    experiment,
+    profile,
+    simulate,
+    trace,
+    train,
+    tune,
+)
 from hrl_planner.errors import HrlPlannerError
 
 # Module that is missing: the extra of this package that brings it.
@@ -25,6 +34,7 @@ _EXTRAS = {
     "pandas": "report",
     "pyarrow": "report",
     "plotly": "report",
+    "jinja2": "report",
     "matplotlib": "report",
     "statsmodels": "forecast",
     "torch": "train",
@@ -72,6 +82,7 @@ app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(tune.tune)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hrl_planner.cli._runs import INTERRUPTED, cores, runs_bar
+
 if TYPE_CHECKING:
     from agents.evaluate import Evaluation, EvaluationConfig
 
 FAILED_CELLS = 1
-INTERRUPTED = 130
 
 
 def evaluate(
@@ -89,7 +90,7 @@ def evaluate(
         load=load,
         until_s=until,
     )
-    done = _run(config, out, workers or _cores(), force)
+    done = _run(config, out, workers or cores(), force)
     _print(done)
     if done.failures:
         raise typer.Exit(FAILED_CELLS)
@@ -101,60 +102,24 @@ def _run(config: EvaluationConfig, out: Path, workers: int, force: bool) -> Eval
     import sys
 
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    from agents.evaluate import Progress as Standing
     from agents.evaluate import evaluate as run
 
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[runs]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    latest: list[Standing] = []
-    with bar:
-        task = bar.add_task("runs", total=1.0, runs="")
-
-        def on_progress(standing: Standing) -> None:
-            latest[:] = [standing]
-            failed = f", {len(standing.failures)} failed" if standing.failures else ""
-            finished = standing.skipped + standing.done
-            doing = "compiling the simulator, once" if standing.compiling else "runs"
-            bar.update(
-                task,
-                description=doing,
-                completed=standing.share,
-                runs=f"{finished}/{standing.total} runs{failed}",
-            )
-
+    with runs_bar(console) as bar:
         try:
             return run(
                 config,
                 out,
                 workers=workers,
-                on_progress=on_progress,
+                on_progress=bar,
                 command=shlex.join(["hrl-planner", *sys.argv[1:]]),
                 force=force,
             )
         except KeyboardInterrupt:
-            bar.stop()
-            kept = latest[0].skipped + latest[0].done if latest else 0
-            total = latest[0].total if latest else 0
+            bar.bar.stop()
             console.print(
-                f"stopped; {kept} of {total} runs are kept in {out}. "
+                f"stopped; {bar.kept} of {bar.total} runs are kept in {out}. "
                 "The same command goes on from there."
             )
             raise typer.Exit(INTERRUPTED) from None
@@ -175,12 +140,3 @@ def _print(done: Evaluation) -> None:
         console.print(f"       details in {failure.log}", highlight=False, soft_wrap=True)
     if done.report is not None:
         console.print(f"report: {done.report}", highlight=False, soft_wrap=True)
-
-
-def _cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    import os
-
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -8,7 +8,7 @@ is as hard on 16 GPUs as on 512.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hrl_planner.errors import ScenarioError
 from hrl_planner.spec import ClusterSpec
@@ -26,11 +26,35 @@ class ScenarioCase:
         spec: the cluster, with whatever the scenario changes about it.
         trace: the requests, labelled for the classes of the spec.
         events: what else happens, by time.
+        truth: the cluster as it is, where that differs from the `spec` planners are told: start-up
+            times, step times and metric lag may; pools, budget and classes may not.
     """
 
     spec: ClusterSpec
     trace: Trace
     events: tuple[ClusterEvent, ...] = ()
+    truth: ClusterSpec | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a truth that is another cluster than the one plans are made for."""
+        if self.truth is None:
+            return
+        same = ("budget", "slo_classes", "reward")
+        for field in same:
+            if getattr(self.truth, field) != getattr(self.spec, field):
+                raise ScenarioError(f"truth of spec {self.spec.name} field {field}: differs")
+        shapes = [
+            [(p.name, p.role, p.gpu_type, p.gpus_per_replica, p.min_replicas, p.max_replicas)
+             for p in spec.pools]
+            for spec in (self.spec, self.truth)
+        ]  # fmt: skip
+        if shapes[0] != shapes[1]:
+            raise ScenarioError(f"truth of spec {self.spec.name} field pools: other pools")
+
+    @property
+    def actual(self) -> ClusterSpec:
+        """The cluster that is simulated."""
+        return self.spec if self.truth is None else self.truth
 
 
 Recipe = Callable[[ClusterSpec, int, float, float], ScenarioCase]
@@ -81,4 +105,4 @@ class Scenario:
         cluster = ClusterSpec.load(self.spec) if spec is None else spec
         case = self.recipe(cluster, seed, length, load)
         ordered = tuple(sorted(case.events, key=lambda event: event.t_s))
-        return ScenarioCase(case.spec, case.trace.renamed(self.name), ordered)
+        return replace(case, trace=case.trace.renamed(self.name), events=ordered)

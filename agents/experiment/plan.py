@@ -1,0 +1,252 @@
+"""The runs of an experiment, and how one is done: what `agents.evaluate.runner` asks for.
+
+A run has a key, a hash of all it depends on but the code: cluster, workload, budget, truth, policy,
+and the content of files that the policy names (weights of a checkpoint). A finished run whose key
+nobody asks for any more is not used, so a changed experiment cannot mix with what it was before.
+
+Checkpoints and recordings need not be at hand where a report is written: their hashes are kept in
+RESULTS/NAME.json by whoever ran the experiment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agents.evaluate.config import code_digest
+from agents.evaluate.store import write_atomically
+from agents.experiment.cells import Cell, digest, find_cells
+from agents.experiment.config import ExperimentConfig
+from agents.experiment.need import find_needs
+from hrl_planner.errors import HrlPlannerError
+
+_OWN_SOURCES = (
+    "agents/bounds/**/*.py",
+    "agents/experiment/cells.py",
+    "agents/experiment/perturb.py",
+)
+_WARM_UP_S = 30.0
+_SIGNIFICANT = 6
+# What is kept of a run; everything the report shows comes from these.
+KEPT = (
+    "value_attainment",
+    "attainment",
+    "gpu_hours",
+    "cost",
+    "scaling_actions",
+    "reversals",
+    "recovery_s",
+    "offered",
+    "rejected",
+    "unfinished",
+    "budget_violations",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One policy of an entry on one trace of a cell.
+
+    Attributes:
+        entry: label of the entry.
+        policy: as the registry spells it.
+        training_seed: which policy of the entry, 0 where there is only one.
+        cell: the cell.
+        trace: seed of the trace.
+        key: hash of what the result depends on besides trace and code.
+    """
+
+    entry: str
+    policy: str
+    training_seed: int
+    cell: Cell
+    trace: int
+    key: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.entry} (training seed {self.training_seed}) on {self.cell.label}, "
+            f"trace {self.trace}"
+        )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration made whole: what can be run here, and what cannot and why.
+
+    Attributes:
+        config: as the file says.
+        all_cells: all cells, those included that cannot be built here.
+        needs: by cell label, where known.
+        cell_keys: hash of each cell by its label, where known.
+        policy_keys: hash of each policy by its text, where known.
+        here: texts of the policies that can be made here.
+        notes: what cannot be run, in words.
+        code: digest of the sources runs depend on.
+    """
+
+    config: ExperimentConfig
+    all_cells: tuple[Cell, ...]
+    needs: dict[str, float]
+    cell_keys: dict[str, str]
+    policy_keys: dict[str, str]
+    here: frozenset[str]
+    notes: tuple[str, ...]
+    code: str
+
+    def key(self, cell: Cell, policy: str) -> str | None:
+        """What a run of a policy on a cell depends on; None while that is not known."""
+        of_cell, of_policy = self.cell_keys.get(cell.label), self.policy_keys.get(policy)
+        if of_cell is None or of_policy is None:
+            return None
+        return digest([of_cell, of_policy, self.config.grace_s])
+
+    def cells(self) -> Sequence[Run]:
+        """All runs possible here; traces outermost: what is done first can be compared first."""
+        pairs = [
+            (entry.label, policy, seed, cell, self.key(cell, policy))
+            for cell in self.all_cells
+            if cell.label in self.needs and cell.source.is_here
+            for entry in self.config.entries
+            for seed, policy in enumerate(entry.policies)
+            if policy in self.here
+        ]
+        return [
+            Run(label, policy, seed, cell, trace, key)
+            for trace in range(self.config.traces)
+            for label, policy, seed, cell, key in pairs
+            if key is not None
+        ]
+
+    def run(self, cell: Run, on_share: Callable[[float], None]) -> dict[str, Any]:
+        """Simulate one run and keep a line of numbers."""
+        from agents.evaluate import metrics
+        from agents.evaluate.cell import run_case
+
+        case = cell.cell.case(self.needs[cell.cell.label], cell.trace)
+        done = run_case(
+            case,
+            cell.policy,
+            cell.trace,
+            grace_s=self.config.grace_s,
+            on_progress=lambda simulation: on_share(simulation.now_s / case.trace.duration_s),
+        )
+        row = metrics.compute(done.result)[0]
+        line: dict[str, Any] = {
+            "cell": cell.cell.label,
+            "seed": cell.training_seed,
+            "trace": cell.trace,
+            "key": cell.key,
+            "code": self.code,
+            "wall_s": round(done.wall_s, 1),
+        }
+        return line | {name: float(f"{row[name]:.{_SIGNIFICANT}g}") for name in KEPT}
+
+    def compile(self) -> None:
+        """Simulate a few seconds so that the compiled kernel is in the on-disk cache."""
+        from agents.evaluate.cell import run_case
+
+        first = self.cells()[0]
+        case = first.cell.case(self.needs[first.cell.label], first.trace)
+        short = replace(case, trace=case.trace.slice(0.0, _WARM_UP_S), events=())
+        run_case(short, "static", 0, grace_s=0.0)
+
+    def keep_keys(self) -> None:
+        """Write the hashes down for reports that are made elsewhere."""
+        keys = {"cells": self.cell_keys, "policies": self.policy_keys}
+        path = manifest(self.config)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(keys, indent=1, sort_keys=True) + "\n")
+
+
+def manifest(config: ExperimentConfig) -> Path:
+    """File with the hashes of an experiment's cells and policies."""
+    return config.results / f"{config.name}.json"
+
+
+def prepare(
+    config: ExperimentConfig,
+    *,
+    traces: Path | None = None,
+    compute_needs: bool = False,
+    only: Sequence[str] = (),
+    on_source: Callable[[str], None] = lambda _: None,
+) -> Experiment:
+    """Find out what can be run.
+
+    Args:
+        config: the experiment.
+        traces: folder with recordings.
+        compute_needs: compute needs that are not known yet; takes a while.
+        only: labels of entries to run; none for all.
+        on_source: told the name of a workload before its need is computed.
+
+    Raises:
+        HrlPlannerError: an entry that is not optional cannot be made, or a cell is at fault.
+    """
+    cells = find_cells(config, traces)
+    path = manifest(config)
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    absent = {cell.source.label for cell in cells if not cell.source.is_here}
+    notes = [f"recording {name} is not here: give --traces DIR" for name in sorted(absent)]
+    here, keys = _find_policies(config, only, notes)
+    needs = find_needs(
+        cells, config.results / "needs.json", compute=compute_needs, on_source=on_source
+    )
+    found = {
+        cell.label: digest(cell.fingerprint(needs[cell.label]))
+        for cell in cells
+        if cell.source.is_here and cell.label in needs
+    }
+    return Experiment(
+        config=config,
+        all_cells=tuple(cells),
+        needs=needs,
+        cell_keys={**kept.get("cells", {}), **found},
+        policy_keys={**kept.get("policies", {}), **keys},
+        here=frozenset(here),
+        notes=tuple(notes),
+        code=code_digest(_OWN_SOURCES),
+    )
+
+
+def _find_policies(
+    config: ExperimentConfig, only: Sequence[str], notes: list[str]
+) -> tuple[set[str], dict[str, str]]:
+    """Policies that can be made here, and their hashes; notes on the others are added."""
+    from agents.evaluate.cell import check_policy
+
+    here: set[str] = set()
+    keys: dict[str, str] = {}
+    for entry in config.entries:
+        problems = []
+        for policy in entry.policies:
+            try:
+                check_policy(policy)
+            except (HrlPlannerError, ImportError, OSError) as error:
+                if not entry.optional:
+                    raise
+                problems.append(str(error))
+                continue
+            keys[policy] = policy_key(policy)
+            if not only or entry.label in only:
+                here.add(policy)
+        if problems:
+            part = f", {len(problems)} of {entry.seeds} training seeds" if entry.seeds > 1 else ""
+            notes.append(f"{entry.label}{part}: cannot be run here ({problems[0]})")
+    return here, keys
+
+
+def policy_key(text: str) -> str:
+    """The policy with the content of every file and folder that its parameters name."""
+    words = [word.partition("=")[2] for part in text.split("+") for word in part.split(",")]
+    contents = hashlib.sha256()
+    for path in (Path(word) for word in words if word):
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in (f for f in files if f.is_file()):
+            contents.update(file.name.encode() + b"\0" + file.read_bytes())
+    return f"{text}#{contents.hexdigest()[:12]}"
