@@ -84,7 +84,8 @@ class RayExecutor:
         self._ray = ray
         if not ray.is_initialized():
             ray.init(log_to_driver=False, configure_logging=True, include_dashboard=False)
-        self.width = max(1, int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call])
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        self.width = max(1, int(resources.get("CPU", 1)))
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> Any:
         """Begin a job."""
