@@ -181,6 +181,8 @@ class TrainConfig(_Model):
             if stage.level == "scaler" and stage.quotas == "learned" and "allocator" not in seen:
                 raise ValueError(f"stages.{i}.quotas: no allocator is trained before this stage")
             seen.add(stage.level)
+        if seen == {"scaler"}:
+            raise ValueError("stages: a checkpoint needs one that trains an allocator, or flat")
         return self
 
     def replace(self, **changes: Any) -> TrainConfig:

@@ -192,7 +192,10 @@ def _train_stage(
     callback = StageCallback(
         config, stage, index, folder, validation, progress, extent, best, on_update
     )
-    _learn(model, callback)
+    try:
+        _learn(model, callback)
+    finally:
+        model.logger.close()
     env.close()
     validation.close()
     rms = model.get_env().ret_rms  # type: ignore[union-attr]

@@ -1,0 +1,288 @@
+"""Training: from a config to a checkpoint, stopped and continued, refused where input is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from agents.train.config import TrainConfig, load_config, parse
+from agents.train.randomise import FIRST_TRAINING_DAY, FIRST_VALIDATION_DAY, RandomEpisodes
+from agents.train.run import train
+from agents.train.state import STATE_FILE
+from envs.episodes import EpisodeOptions
+from hrl_planner.budget import BudgetArrays
+from hrl_planner.cli import app
+from hrl_planner.errors import TrainingError
+from hrl_planner.planner.checkpoint import load
+from hrl_planner.spec import ClusterSpec
+
+SCALER = {
+    "level": "scaler", "steps": 120, "n_envs": 2, "n_steps": 30, "critic_only": 1,
+    "ppo": {"batch": 20, "epochs": 2, "learning_rate": 0.01},
+}  # fmt: skip
+ALLOCATOR = {
+    "level": "allocator", "steps": 30, "n_envs": 3, "n_steps": 5, "critic_only": 0,
+    "ppo": {"batch": 15, "epochs": 2, "learning_rate": 0.01},
+}  # fmt: skip
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "spec": "small",
+    "network": {"hidden": 8, "scaler_hidden": 6, "class_hidden": 4},
+    "randomise": {"durations_s": [300.0], "load": [0.2, 0.4], "scenarios": ["steady-no-flap"]},
+    "validation": {"episodes": 2, "every": 1},
+    "stages": [SCALER, ALLOCATOR],
+}
+
+
+def tiny(**changes: Any) -> TrainConfig:
+    return parse({**TINY, **changes}, "test")
+
+
+def run(config: TrainConfig, folder: Path, **more: Any) -> Path | None:
+    return train(config, folder, **{"resume": False, "on_progress": lambda *_: None, **more})
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    state = torch.load(folder / STATE_FILE, weights_only=True)
+    return {name: value.numpy() for name, value in state["policy"].items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "run"
+    third = {**SCALER, "quotas": "learned", "steps": 60}
+    run(tiny(stages=[SCALER, ALLOCATOR, third]), folder)
+    return folder
+
+
+def test_three_stages_end_in_a_checkpoint_of_both_levels(finished: Path) -> None:
+    checkpoint = load(finished / "checkpoint")
+    manifest = checkpoint.manifest
+    assert checkpoint.scaler is not None
+    assert manifest.training["config"]["seed"] == 0
+    assert [s["level"] for s in manifest.training["stages"]] == ["scaler", "allocator", "scaler"]
+    assert manifest.reward_normaliser is not None
+    for low, high in (*manifest.ranges.pools.values(), *manifest.ranges.classes.values()):
+        assert np.isfinite(low) and low <= high
+    assert manifest.metrics["stage_2_best_score"] >= manifest.metrics["stage_2_prior_score"]
+    assert "tiny" in (finished / "checkpoint" / "README.md").read_text()
+    assert list(finished.glob("stage-2-allocator/events.out.tfevents.*"))
+
+
+def test_the_checkpoint_can_be_evaluated(finished: Path) -> None:
+    path = finished / "checkpoint"
+    arguments = ["simulate", "--spec", "small", "--scenario", "steady-no-flap", "--until", "120"]
+    result = CliRunner().invoke(app, [*arguments, "--policy", f"learned:path={path}"])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_stopped_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    """Stop after the second of four updates, continue, and compare with a run never stopped."""
+    config = tiny()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(config, whole, only=1)
+
+    class Stop(Exception):
+        pass
+
+    def stop(index: int, stage: object, progress: Any, updates: int) -> None:
+        if progress.update == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(config, parts, only=1, on_progress=stop)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    run(config, parts, only=1, resume=True)
+    one, other = (weights(folder / "stage-1-scaler") for folder in (whole, parts))
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_seed_decides_everything(tmp_path: Path) -> None:
+    stage = [{**ALLOCATOR, "steps": 15}]
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tiny(stages=stage, seed=seed), tmp_path / folder)
+    a, b, c = (weights(tmp_path / name / "stage-1-allocator") for name in "abc")
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert any(not np.array_equal(a[name], c[name]) for name in a)
+
+
+def test_the_actor_rests_while_the_critic_warms_up(tmp_path: Path) -> None:
+    run(tiny(stages=[{**ALLOCATOR, "steps": 15, "critic_only": 1}]), tmp_path / "run")
+    state = weights(tmp_path / "run" / "stage-1-allocator")
+    assert np.all(state["actor.head_2.weight"] == 0.0)
+    fresh = {name for name in state if name.startswith("critic.head.2.bias")}
+    assert all(np.any(state[name] != 0.0) for name in fresh)
+
+
+def test_a_flat_policy_trains_and_runs_without_local_planners(tmp_path: Path) -> None:
+    flat = {**ALLOCATOR, "level": "flat", "steps": 15}
+    path = run(tiny(stages=[flat]), tmp_path / "run")
+    assert path is not None and load(path).manifest.head == "flat"
+    arguments = ["simulate", "--spec", "small", "--scenario", "steady-no-flap", "--until", "90"]
+    result = CliRunner().invoke(app, [*arguments, "--policy", f"learned:path={path}"])
+    assert result.exit_code == 0, result.output
+
+
+def test_episodes_of_training_and_validation_never_share_a_day() -> None:
+    spec, generator = ClusterSpec.load("small"), np.random.default_rng(0)
+    config = tiny().randomise
+    for validation in (False, True):
+        source = RandomEpisodes(spec, config, validation)
+        for _ in range(8):
+            episode = source(EpisodeOptions(), generator)
+            assert (episode.seed < FIRST_TRAINING_DAY) == validation
+            assert episode.seed >= FIRST_VALIDATION_DAY
+            arrays = BudgetArrays.from_spec(episode.spec)
+            assert arrays.fits(np.array([p.initial for p in episode.spec.pools]))
+            assert {p.role for p in episode.spec.pools} == {p.role for p in spec.pools}
+            assert episode.truth is not None
+            assert [p.name for p in episode.truth.pools] == [p.name for p in episode.spec.pools]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("nonsense=1", "nonsense: Extra inputs are not permitted"),
+        ("stages.0.ppo.gamma=2", r"stages\[0\].ppo.gamma: Input should be less than or equal to 1"),
+        ("stages.0.level=boss", r"stages\[0\].level"),
+        ("randomise.scenarios=[nowhere]", "unknown 'nowhere'"),
+        ("stages.0.ppo.batch=100000", "ppo.batch: 100000 is more than"),
+        ("stages.7.steps=1", "there is no '7' to go into"),
+        ("gamma", "not of the form field.field=value"),
+    ],
+)
+def test_a_wrong_config_is_refused_by_field(tmp_path: Path, change: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    with pytest.raises(TrainingError, match=message):
+        load_config(path, (change,))
+
+
+def test_a_stage_that_needs_an_allocator_says_so() -> None:
+    with pytest.raises(TrainingError, match="no allocator is trained before this stage"):
+        tiny(stages=[{**SCALER, "quotas": "learned"}, ALLOCATOR])
+    with pytest.raises(TrainingError, match="a checkpoint needs one that trains"):
+        tiny(stages=[SCALER])
+
+
+def test_a_folder_keeps_its_run(finished: Path, tmp_path: Path) -> None:
+    before = weights(finished / "stage-1-scaler")
+    with pytest.raises(TrainingError, match="continue it with --resume"):
+        run(tiny(), finished)
+    with pytest.raises(TrainingError, match="was begun with another config"):
+        run(tiny(seed=5), finished, resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("dear")
+    with pytest.raises(TrainingError, match=r"not empty and holds no config\.yaml"):
+        run(tiny(), tmp_path / "other")
+    after = weights(finished / "stage-1-scaler")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_damaged_state_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    config = tiny(stages=[{**ALLOCATOR, "steps": 15}])
+    run(config, tmp_path / "run")
+    path = tmp_path / "run" / "stage-1-allocator" / STATE_FILE
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(TrainingError, match=r"cannot be read.*delete the stage's folder"):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_the_command_trains_and_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "stages": [{**ALLOCATOR, "steps": 15}]}))
+    out = str(tmp_path / "out")
+    done = CliRunner().invoke(app, ["train", "--config", str(path), "--out", out])
+    assert done.exit_code == 0, done.output
+    assert "checkpoint:" in done.output
+    again = CliRunner().invoke(app, ["train", "--config", str(path), "--out", out])
+    assert again.exit_code == 2
+    missing = CliRunner().invoke(app, ["train", "--config", str(tmp_path / "none.yaml")])
+    assert missing.exit_code == 2
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_every_finished_update(tmp_path: Path) -> None:
+    path, out = tmp_path / "config.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump({**TINY, "stages": [{**ALLOCATOR, "steps": 150000}]}))
+    command = [
+        sys.executable,
+        "-m",
+        "hrl_planner.cli",
+        "train",
+        "--config",
+        str(path),
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = out / "stage-1-allocator" / STATE_FILE
+    deadline_s = time.monotonic() + 240.0
+    while not state.is_file() and time.monotonic() < deadline_s:
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    saved = torch.load(state, weights_only=True)
+    assert saved["progress"]["update"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_many_seeds_train_side_by_side(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "ray":
+        pytest.importorskip("ray")
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "stages": [{**ALLOCATOR, "steps": 15}]}))
+    arguments = ["train", "--config", str(path), "--out", str(tmp_path / "out"), "--seeds", "2"]
+    done = CliRunner().invoke(app, [*arguments, "--backend", backend])
+    assert done.exit_code == 0, done.output
+    made = [load(tmp_path / "out" / f"seed-{seed}" / "checkpoint") for seed in range(2)]
+    assert [m.manifest.training["config"]["seed"] for m in made] == [0, 1]
+    alone = run(tiny(stages=[{**ALLOCATOR, "steps": 15}], seed=1, threads=1), tmp_path / "alone")
+    assert alone is not None
+    np.testing.assert_array_equal(load(alone).allocator.net, made[1].allocator.net)
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        yaml.safe_dump({**TINY, "stages": [{**ALLOCATOR, "steps": 15}]})
+    )
+    (tmp_path / "tune.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "base": "base.yaml",
+                "stage": 1,
+                "space": {"stages.0.ppo.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+            }
+        )
+    )
+    arguments = ["tune", "--config", str(tmp_path / "tune.yaml"), "--out", str(tmp_path / "out")]
+    for trials in (1, 2):
+        done = CliRunner().invoke(app, [*arguments, "--trials", str(trials)])
+        assert done.exit_code == 0, done.output
+    assert "trial 1: gain" in done.output and "trial 0: gain" not in done.output
+
+
+def test_a_wrong_search_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tune.yaml"
+    path.write_text(yaml.safe_dump({"base": "x.yaml", "stage": 1, "space": {"a": {"low": 1}}}))
+    done = CliRunner().invoke(app, ["tune", "--config", str(path), "--out", str(tmp_path / "o")])
+    assert done.exit_code == 2
+    assert "give low and high, or choices" in done.output
