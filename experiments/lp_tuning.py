@@ -4,8 +4,8 @@
 
 A candidate runs eight scenarios at four loads, from less than they were made for to 2.2 times it,
 where GPUs are scarce; its value is the mean of value-weighted attainment - 0.1 x cost over the
-budget's price. Prints every improvement, and last the best candidates as policy texts. Optuna's TPE searches; the
-first candidate is what ships.
+budget's price. Prints every improvement, and last the best candidates as policy texts. Optuna's TPE
+searches; the first candidate is what shipped before.
 """
 
 from __future__ import annotations
