@@ -27,7 +27,7 @@ from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.checkpoint import Ranges
 from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
 from hrl_planner.planner.loop import current_targets
-from hrl_planner.planner.policy import Plan, PlanContext, Policy
+from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Policy
 
 _log = logging.getLogger(__name__)
 
@@ -183,6 +183,14 @@ class ShieldedAllocator:
         except Exception as error:  # whatever a network or an odd observation can raise
             why = f"{type(error).__name__}: {error}"
         return self._instead(observation, "plan", why, plan)
+
+    def listen(self, observation: ClusterObservation) -> FloatArray | None:
+        """Let the prior see what happens between two decisions; it must not stop the loop."""
+        try:
+            return self._learned.listen(observation)
+        except Exception as error:
+            _log.info("the prior failed between decisions: %s: %s", type(error).__name__, error)
+            return None
 
     def _by_rule(self, observation: ClusterObservation, failure: str) -> Plan:
         plan, failure_2 = _attempt(lambda: self._rule.decide(observation))
