@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from hrl_planner.planner.scaler import BY_RULE, CHANGES
+from hrl_planner.planner.scaler import CHANGES
 
 
 class ResidualHead(nn.Module):
@@ -62,19 +62,14 @@ class ScalerHead(nn.Module):
     """A choice among `CHANGES` for every pool, independent given the state.
 
     Args:
-        rule: log-odds added to following the rule at first.
         memory: chance that a pool keeps its luck from the step before, see `ResidualHead`.
     """
 
     outputs = len(CHANGES)
 
-    def __init__(self, rule: float, memory: float) -> None:
+    def __init__(self, memory: float) -> None:
         """See the class."""
         super().__init__()
-        offset = torch.zeros(len(CHANGES))
-        offset[BY_RULE] = rule
-        self.register_buffer("offset", offset)
-        self.offset: Tensor
         self._memory = memory
         self._noise: Tensor | None = None
 
@@ -84,7 +79,7 @@ class ScalerHead(nn.Module):
 
     def act(self, out: Tensor, mask: Tensor, deterministic: bool) -> Tensor:
         """Return action indices."""
-        scores = out + self.offset
+        scores = out
         if not deterministic:
             # The Gumbel trick: the largest of scores plus this noise is a draw from the softmax.
             fresh = -torch.log(-torch.log(torch.rand_like(scores).clamp(1e-9, 1.0 - 1e-7)))
@@ -98,7 +93,7 @@ class ScalerHead(nn.Module):
 
     def judge(self, out: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy."""
-        logs = log_softmax(out + self.offset, dim=-1)
+        logs = log_softmax(out, dim=-1)
         chosen = logs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
         entropy = -(logs.exp() * logs).sum(-1)
         return (chosen * mask).sum(-1), (entropy * mask).sum(-1)

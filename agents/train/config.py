@@ -110,7 +110,9 @@ class StageConfig(_Model):
         n_steps: steps of each between two updates.
         critic_only: updates at first that train the critic alone.
         std: deviation of the residual at first.
-        rule_odds: log-odds of following the rule at first.
+        odds: log-odds of a scaler's first favourite: the rule, or with `best_constant` the action
+            that does best when all pools take it always.
+        best_constant: let a scaler that is not warm-started begin at that action.
         noise_memory: how much of a step's exploration noise the next one keeps.
         penalty: weight of GPUs asked for beyond the budget in the reward; 0 leaves all to the
             projection.
@@ -125,7 +127,8 @@ class StageConfig(_Model):
     n_steps: int = Field(60, ge=2)
     critic_only: int = Field(3, ge=0)
     std: float = Field(0.4, gt=0, le=2)
-    rule_odds: float = Field(1.0, ge=0)
+    odds: float = Field(2.0, ge=0)
+    best_constant: bool = True
     noise_memory: float = Field(0.85, ge=0, lt=1)
     penalty: float = Field(0.0, ge=0)
     ppo: PpoConfig = PpoConfig()

@@ -153,7 +153,7 @@ def make_model(
     ppo = stage.ppo
     head: ResidualHead | ScalerHead
     if stage.level == "scaler":
-        head = ScalerHead(stage.rule_odds, stage.noise_memory)
+        head = ScalerHead(stage.noise_memory)
     else:
         head = ResidualHead(stage.std, stage.noise_memory)
     policy_arguments: dict[str, Any] = {

@@ -70,7 +70,7 @@ class FluidPlanner:
         start_weight: float = 0.03,
         stop_weight: float = 0.08,
         price_weight: float | None = None,
-        round_up: float = 0.0,
+        round_up: float = 0.02,
         interval_s: float | None = None,
         outage_s: float = 900.0,
     ) -> None:
