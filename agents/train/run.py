@@ -46,7 +46,7 @@ from agents.train.validation import judge
 from envs.vec_env import ClusterVecEnv
 from hrl_planner.errors import TrainingError
 from hrl_planner.planner.network import Network, pack
-from hrl_planner.planner.scaler import BY_RULE, CHANGES
+from hrl_planner.planner.scaler import BY_RULE, TO_QUOTA
 
 Tensors = dict[str, NDArray[np.float32]]
 # Seeds of what happens before the first update, apart from those of all updates.
@@ -237,14 +237,14 @@ def _warm_start(policy: SetPolicy, stage: StageConfig, done: list[Trained]) -> b
 
 
 def _favour(policy: SetPolicy, stage: StageConfig, env: ClusterVecEnv, seed: int) -> None:
-    """Begin at one action for all pools: the rule, or whichever does best on training days."""
+    """Begin at the rule, or at taking the quota where that does better on training days."""
     favourite = BY_RULE
-    if stage.best_constant:
-        scores = [
+    if stage.try_quota:
+        by_rule, to_quota = (
             judge(env, None, seed, constant=action, most_steps=stage.n_steps).score
-            for action in range(len(CHANGES))
-        ]
-        favourite = int(np.argmax(scores))
+            for action in (BY_RULE, TO_QUOTA)
+        )
+        favourite = TO_QUOTA if to_quota > by_rule else BY_RULE
     with torch.no_grad():
         policy.actor.head_2.bias[favourite] = stage.odds
 
