@@ -102,6 +102,9 @@ class StageConfig(_Model):
 
     Attributes:
         level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
+        head: what an allocator decides: `residual`, a correction of every pool's quota at once, or
+            `moves`, single replicas one by one within the budget.
+        moves: most moves of a decision.
         quotas: who sets quotas while a scaler learns: `random`, a policy, or `learned` for the
             allocator of the stage before.
         quota_noise: deviation of the log of a factor on every pool's quota, drawn per episode.
@@ -110,7 +113,7 @@ class StageConfig(_Model):
         n_steps: steps of each between two updates.
         critic_only: updates at first that train the critic alone.
         std: deviation of the residual at first.
-        rule_odds: log-odds of following the rule at first.
+        rule_odds: log-odds of following the rule at first; with moves, of making none.
         noise_memory: how much of a step's exploration noise the next one keeps.
         penalty: weight of GPUs asked for beyond the budget in the reward; 0 leaves all to the
             projection.
@@ -118,6 +121,8 @@ class StageConfig(_Model):
     """
 
     level: Literal["scaler", "allocator", "flat"]
+    head: Literal["residual", "moves"] = "residual"
+    moves: int = Field(6, ge=1, le=64)
     quotas: str = "lp"
     quota_noise: float = Field(0.4, ge=0, le=2)
     steps: int = Field(ge=1)
@@ -137,6 +142,10 @@ class StageConfig(_Model):
                 f"ppo.batch: {self.ppo.batch} is more than n_envs x n_steps = "
                 f"{self.n_envs * self.n_steps}"
             )
+        if self.head == "moves" and self.level != "allocator":
+            raise ValueError(f"head: moves is for level allocator, not {self.level}")
+        if self.head == "moves" and self.rule_odds == 0.0:
+            raise ValueError("rule_odds: with head moves it must be above 0, to start at the plan")
         return self
 
 

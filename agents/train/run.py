@@ -224,8 +224,8 @@ def _write_status(
 def _warm_start(policy: SetPolicy, stage: StageConfig, done: list[Trained]) -> None:
     """Begin with the weights of an earlier stage of the same level."""
     before = _latest(done, stage.level)
-    if before is not None:
-        policy.actor.load(before.tensors)
+    if before is not None and before.stage.head == stage.head:
+        policy.load_actor(before.tensors)
         policy.critic.encoder.load_state_dict(
             {**policy.critic.encoder.state_dict(), **_normaliser_state(policy)}
         )
@@ -246,7 +246,7 @@ def _first_judgement(policy: SetPolicy, validation: ClusterVecEnv) -> tuple[Prog
         prior_attained=float(prior.attained.mean()),
         history=[[0, start.score]],
     )
-    return progress, policy.actor.export()
+    return progress, policy.export()
 
 
 def _learn(model: PPO, callback: StageCallback) -> None:
