@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -284,7 +286,7 @@ def test_a_new_policy_makes_no_move_and_every_move_is_as_likely_as_another() -> 
         torch.testing.assert_close(stopped.exp(), torch.full((5,), 1.0 / (1.0 + np.exp(-0.5))))
 
 
-def test_every_weight_learns_from_the_first_gradient_but_those_behind_a_zero() -> None:
+def test_the_first_gradient_reaches_the_network_and_the_scorer() -> None:
     spec = SPECS["small"]
     batch, layout = vectors(spec, random_plans(spec, 8, 0), 0)
     torch.manual_seed(0)
@@ -355,6 +357,23 @@ def test_a_trained_allocator_decides_in_the_environment_as_deployed(
     assert_same(env.run.simulation.result(), drive(policy, trace, env.run.episode.seed))
 
 
+def test_the_environment_is_sound_and_no_agent_leaves_the_budget(trace: Trace) -> None:
+    env = PlannerEnv(MovesLevel(), spec=SPECS["small"], trace=trace)
+    check_env(env, skip_render_check=True)
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    changed, ended = 0, False
+    while not ended:
+        assert env.run.plan is not None
+        planned = env.run.plan.replicas.copy()
+        *_, ended, _ = env.step(env.action_space.sample())
+        quotas = env.run.control.quota
+        changed += int(np.abs(quotas - planned).sum())
+        assert env.run.excess == 0.0
+        assert env.run.budget.fits(quotas.astype(np.int64))
+    assert changed > 0
+
+
 def test_a_checkpoint_whose_head_and_network_do_not_go_together_is_refused(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "wrong", untrained(), moves=0)
     with pytest.raises(CheckpointError, match="head moves does not go with moves: 0"):
@@ -382,3 +401,15 @@ def test_moves_where_they_cannot_be_are_refused() -> None:
         parse({"stages": [{**MOVING, "level": "flat"}]}, "test")
     with pytest.raises(TrainingError, match="rule_odds: with head moves it must be above 0"):
         parse({"stages": [{**MOVING, "rule_odds": 0.0}]}, "test")
+
+
+def test_checkpoints_from_before_there_were_moves_still_load(tmp_path: Path) -> None:
+    path = networks.write_checkpoint(tmp_path / "old") / "manifest.yaml"
+    data = yaml.safe_load(path.read_text())
+    del data["moves"], data["allocator"]["scorer"], data["scaler"]["scorer"]
+    path.write_text(yaml.safe_dump(data))
+    checkpoint = load(path.parent)
+    assert checkpoint.manifest.moves == 0
+    np.testing.assert_array_equal(
+        checkpoint.allocator.net, networks.network(networks.ALLOCATOR, 1).net
+    )
