@@ -18,7 +18,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from envs.control import CLOCK, Control, read, run
+from envs.control import CLOCK, Control, look, read, run
 from envs.kernel.layout import (
     CACHE_NODE,
     CLASS,
@@ -189,6 +189,13 @@ def read_each(books: NDArray[np.int64], out: NDArray[np.float32]) -> None:
     """Observe every episode, one after the other; `out` has a row for each."""
     for b in range(books.shape[0]):
         read(cluster_of(books[b]), control_of(books[b]), out[b])
+
+
+@compiled
+def look_each(books: NDArray[np.int64]) -> None:
+    """Write the rows every planner sees, one episode after the other."""
+    for b in range(books.shape[0]):
+        look(cluster_of(books[b]), control_of(books[b]))
 
 
 @compiled_parallel

@@ -350,6 +350,13 @@ def run(cluster: Cluster, control: Control, until_s: float) -> None:
 
 
 @compiled
+def look(cluster: Cluster, control: Control) -> None:
+    """Look at the cluster between two steps: write its rows and nothing else."""
+    clock = control.clock[0]
+    observe(cluster, clock.lag_s, clock.window_s, control.rows, control.class_rows)
+
+
+@compiled
 def read(cluster: Cluster, control: Control, out: NDArray[np.float32]) -> None:
     """Look at the cluster: write its rows, an observation into `out`, and the reward's terms."""
     clock = control.clock[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -149,9 +150,26 @@ class Run:
             self.simulation.set_flows(flows)
         return quotas
 
+    def reroute(self, flows: FloatArray) -> None:
+        """Change the router's weights, also those of the plan in force."""
+        assert self.plan is not None
+        self.plan = replace(self.plan, flows=flows)
+        self.simulation.set_flows(flows)
+
     def next_stop_s(self, until_s: float) -> float:
-        """Return how far the compiled loop may run: to the next event, at most `until_s`."""
-        return min(until_s, self._pending[0].t_s) if self._pending else until_s
+        """Return how far the compiled loop may run: to an event or, under a prior, a tick."""
+        stop_s = until_s
+        if self.plan is not None:
+            clock = self.control.clock[0]
+            passed = int((self.now_s - clock["base_s"]) / clock["local_s"] + 1e-6)
+            stop_s = min(stop_s, float(clock["base_s"] + (passed + 1) * clock["local_s"]))
+        return min(stop_s, self._pending[0].t_s) if self._pending else stop_s
+
+    def at_tick(self) -> bool:
+        """Say whether the local planners are about to act."""
+        clock = self.control.clock[0]
+        ticks = (self.now_s - clock["base_s"]) / clock["local_s"]
+        return bool(abs(ticks - round(ticks)) < 1e-6)
 
     def happen(self) -> None:
         """Carry out the events whose time has come."""
@@ -240,8 +258,17 @@ class Episodes:
                 run.happen()
             if np.all(stops >= until_s):
                 break
+            self._listen(stops < until_s)
         observations = self._look(range(n))
         return observations, np.stack([run.control.terms for run in runs])
+
+    def _listen(self, between: NDArray[np.bool_]) -> None:
+        """Let priors see the cluster between their plans, where a local planner is about to act."""
+        if self._priors is None:
+            return
+        due = [place for place in np.flatnonzero(between).tolist() if self.run(place).at_tick()]
+        books.look_each(books.addresses_of(self._book, due))
+        self._reroute(due)
 
     def _look(self, places: Sequence[int]) -> NDArray[np.float32]:
         """Observe, and let the priors plan for what is seen."""
@@ -268,7 +295,7 @@ class Episodes:
         return future.features(self.run(place).now_s, self.layout.max_classes)
 
     def _replan(self, places: Sequence[int]) -> None:
-        """Ask the priors, if there are any, where an answer is due."""
+        """Ask the priors, if there are any, where an answer is due; let the others see."""
         if self._priors is None:
             return
         runs = {place: self.run(place) for place in places}
@@ -277,6 +304,16 @@ class Episodes:
         for place, run in due.items():
             run.plan = plans[place]
             run.next_plan_s = run.now_s + run.episode.spec.intervals.global_s
+        self._reroute([place for place in places if place not in due])
+
+    def _reroute(self, places: Sequence[int]) -> None:
+        """Let priors see what happens between their plans; their routing weights take effect."""
+        if self._priors is None:
+            return
+        weights = self._priors.listen({place: self.run(place).observation() for place in places})
+        for place, flows in weights.items():
+            if flows is not None:
+                self.run(place).reroute(flows)
 
 
 def info_of(run: Run) -> dict[str, Any]:

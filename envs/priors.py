@@ -12,9 +12,10 @@ import multiprocessing
 import weakref
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from typing import Any
 
 from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner.policy import Plan, PlanContext, Policy
+from hrl_planner.planner.policy import FloatArray, Listener, Plan, PlanContext, Policy
 from hrl_planner.planner.registry import make_policy
 
 
@@ -40,6 +41,16 @@ class Priors:
         """Return the plans for what is seen at some places."""
         return {place: self._policies[place].decide(seen) for place, seen in observations.items()}
 
+    def listen(
+        self, observations: Mapping[int, ClusterObservation]
+    ) -> dict[int, FloatArray | None]:
+        """Let the planners of some places see what happens between decisions; new weights."""
+        weights: dict[int, FloatArray | None] = {}
+        for place, seen in observations.items():
+            policy = self._policies[place]
+            weights[place] = policy.listen(seen) if isinstance(policy, Listener) else None
+        return weights
+
 
 class ProcessPriors:
     """The same, spread over processes by place.
@@ -63,23 +74,34 @@ class ProcessPriors:
 
     def reset(self, place: int, context: PlanContext) -> None:
         """Prepare a place's planner for a new episode."""
-        self._pipes[place % len(self._pipes)].send((place, context))
+        self._pipes[place % len(self._pipes)].send(("reset", (place, context)))
 
     def decide(self, observations: Mapping[int, ClusterObservation]) -> dict[int, Plan]:
         """Return the plans for what is seen at some places."""
+        plans: dict[int, Plan] = self._ask("decide", observations)
+        return plans
+
+    def listen(
+        self, observations: Mapping[int, ClusterObservation]
+    ) -> dict[int, FloatArray | None]:
+        """Let the planners of some places see what happens between decisions; new weights."""
+        weights: dict[int, FloatArray | None] = self._ask("listen", observations)
+        return weights
+
+    def _ask(self, what: str, observations: Mapping[int, ClusterObservation]) -> dict[int, Any]:
         shares: list[dict[int, ClusterObservation]] = [{} for _ in self._pipes]
         for place, seen in observations.items():
             shares[place % len(shares)][place] = seen
         asked = [(pipe, share) for pipe, share in zip(self._pipes, shares, strict=True) if share]
         for pipe, share in asked:
-            pipe.send(share)
-        plans: dict[int, Plan] = {}
+            pipe.send((what, share))
+        answers: dict[int, Any] = {}
         for pipe, _ in asked:
             answer = pipe.recv()
             if isinstance(answer, Exception):
                 raise answer
-            plans |= answer
-        return plans
+            answers |= answer
+        return answers
 
 
 def _serve(text: str, pipe: Connection) -> None:
@@ -87,14 +109,14 @@ def _serve(text: str, pipe: Connection) -> None:
     priors = Priors(text)
     while True:
         try:
-            message = pipe.recv()
+            what, message = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        if isinstance(message, tuple):
+        if what == "reset":
             priors.reset(*message)
             continue
         try:
-            pipe.send(priors.decide(message))
+            pipe.send(getattr(priors, what)(message))
         except Exception as error:
             pipe.send(error)
 

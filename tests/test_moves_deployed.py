@@ -112,7 +112,7 @@ def test_a_checkpoint_whose_head_and_network_do_not_go_together_is_refused(tmp_p
         load(path)
 
 
-MOVING: dict[str, Any] = {**ALLOCATOR, "head": "moves", "moves": 3, "rule_odds": 0.1}
+MOVING: dict[str, Any] = {**ALLOCATOR, "head": "moves", "moves": 3, "stop_odds": 0.1}
 
 
 def test_training_with_moves_ends_in_a_checkpoint_that_can_be_simulated(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_training_with_moves_ends_in_a_checkpoint_that_can_be_simulated(tmp_path
 def test_moves_where_they_cannot_be_are_refused() -> None:
     with pytest.raises(TrainingError, match="moves is for level allocator, not flat"):
         parse({"stages": [{**MOVING, "level": "flat"}]}, "test")
-    with pytest.raises(TrainingError, match="rule_odds: with head moves it must be above 0"):
-        parse({"stages": [{**MOVING, "rule_odds": 0.0}]}, "test")
+    with pytest.raises(TrainingError, match="stop_odds: Input should be greater than 0"):
+        parse({"stages": [{**MOVING, "stop_odds": 0.0}]}, "test")
 
 
 def test_checkpoints_from_before_there_were_moves_still_load(tmp_path: Path) -> None:

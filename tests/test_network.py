@@ -109,7 +109,7 @@ def test_a_new_network_answers_nothing_so_that_training_starts_at_the_planner() 
     seen = pools_of(torch.ones(1, 4, dtype=torch.bool))
     assert torch.all(ResidualHead(0.4, 0.5).act(out, seen, True) == 0.0)
     scores = torch.zeros(1, 4, len(CHANGES))
-    assert torch.all(ScalerHead(1.0, 0.5).act(scores, seen, True) == 0)
+    assert torch.all(ScalerHead(0.5).act(scores, seen, True) == 0)
 
 
 def test_padding_neither_acts_nor_counts() -> None:
@@ -117,7 +117,7 @@ def test_padding_neither_acts_nor_counts() -> None:
     seen, there = pools_of(mask), pools_of(mask[:, :2])
     for head, out in (
         (ResidualHead(0.4, 0.5), torch.randn(1, 3, 1)),
-        (ScalerHead(1.0, 0.5), torch.randn(1, 3, len(CHANGES))),
+        (ScalerHead(0.5), torch.randn(1, 3, len(CHANGES))),
     ):
         actions = head.act(out, seen, False)
         assert actions[0, 2] == 0.0
@@ -131,9 +131,9 @@ def test_log_probabilities_of_the_scaler_are_those_of_independent_choices() -> N
     torch.manual_seed(0)
     out = torch.randn(5, 3, len(CHANGES))
     seen = pools_of(torch.ones(5, 3, dtype=torch.bool))
-    head = ScalerHead(0.7, 0.0)
+    head = ScalerHead(0.0)
     actions = head.act(out, seen, False)
-    reference = torch.distributions.Categorical(logits=out + head.offset)
+    reference = torch.distributions.Categorical(logits=out)
     log_probability, entropy = head.judge(out, seen, actions)
     torch.testing.assert_close(log_probability, reference.log_prob(actions).sum(-1))
     torch.testing.assert_close(entropy, reference.entropy().sum(-1))
@@ -165,7 +165,7 @@ def test_exploration_is_remembered_and_each_step_of_it_is_drawn_from_the_policy(
         assert abs(float(drawn.mean()) - 0.1) < 0.04
         assert abs(float(drawn.std()) - 0.5) < 0.03
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1]) - 0.8) < 0.03
-    scaler = ScalerHead(0.0, 0.8)
+    scaler = ScalerHead(0.8)
     out = torch.zeros(4000, 1, len(CHANGES))
     out[..., 2] = 1.0
     first, second = (scaler.act(out, seen, False).squeeze() for _ in range(2))

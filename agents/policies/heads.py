@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from agents.policies.network import Parts, Tensors
-from hrl_planner.planner.scaler import BY_RULE, CHANGES
 
 
 class Head(nn.Module):
@@ -89,17 +88,12 @@ class ScalerHead(Head):
     """A choice among `CHANGES` for every pool, independent given the state.
 
     Args:
-        rule: log-odds added to following the rule at first.
         memory: chance that a pool keeps its luck from the step before, see `ResidualHead`.
     """
 
-    def __init__(self, rule: float, memory: float) -> None:
+    def __init__(self, memory: float) -> None:
         """See the class."""
         super().__init__()
-        offset = torch.zeros(len(CHANGES))
-        offset[BY_RULE] = rule
-        self.register_buffer("offset", offset)
-        self.offset: Tensor
         self._memory = memory
         self._noise: Tensor | None = None
 
@@ -109,7 +103,7 @@ class ScalerHead(Head):
 
     def act(self, out: Tensor, parts: Parts, deterministic: bool) -> Tensor:
         """Return action indices."""
-        scores = out + self.offset
+        scores = out
         if not deterministic:
             fresh = gumbel(scores)
             kept = self._noise
@@ -122,7 +116,7 @@ class ScalerHead(Head):
 
     def judge(self, out: Tensor, parts: Parts, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy."""
-        logs = log_softmax(out + self.offset, dim=-1)
+        logs = log_softmax(out, dim=-1)
         chosen = logs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
         entropy = -(logs.exp() * logs).sum(-1)
         return (chosen * parts.mask).sum(-1), (entropy * parts.mask).sum(-1)

@@ -105,6 +105,7 @@ class StageConfig(_Model):
         head: what an allocator decides: `residual`, a correction of every pool's quota at once, or
             `moves`, single replicas one by one within the budget.
         moves: most moves of a decision.
+        stop_odds: log-odds of making no further move at first, against all moves together.
         quotas: who sets quotas while a scaler learns: `random`, a policy, or `learned` for the
             allocator of the stage before.
         quota_noise: deviation of the log of a factor on every pool's quota, drawn per episode.
@@ -113,7 +114,9 @@ class StageConfig(_Model):
         n_steps: steps of each between two updates.
         critic_only: updates at first that train the critic alone.
         std: deviation of the residual at first.
-        rule_odds: log-odds of following the rule at first; with moves, of making none.
+        odds: log-odds of a scaler's first favourite action: the rule.
+        try_quota: let a scaler that is not warm-started begin at taking the quota instead, where
+            that does better on training days.
         noise_memory: how much of a step's exploration noise the next one keeps.
         penalty: weight of GPUs asked for beyond the budget in the reward; 0 leaves all to the
             projection.
@@ -123,6 +126,7 @@ class StageConfig(_Model):
     level: Literal["scaler", "allocator", "flat"]
     head: Literal["residual", "moves"] = "residual"
     moves: int = Field(6, ge=1, le=64)
+    stop_odds: float = Field(0.5, gt=0)
     quotas: str = "lp"
     quota_noise: float = Field(0.4, ge=0, le=2)
     steps: int = Field(ge=1)
@@ -130,7 +134,8 @@ class StageConfig(_Model):
     n_steps: int = Field(60, ge=2)
     critic_only: int = Field(3, ge=0)
     std: float = Field(0.4, gt=0, le=2)
-    rule_odds: float = Field(1.0, ge=0)
+    odds: float = Field(2.0, ge=0)
+    try_quota: bool = True
     noise_memory: float = Field(0.85, ge=0, lt=1)
     penalty: float = Field(0.0, ge=0)
     ppo: PpoConfig = PpoConfig()
@@ -144,8 +149,6 @@ class StageConfig(_Model):
             )
         if self.head == "moves" and self.level != "allocator":
             raise ValueError(f"head: moves is for level allocator, not {self.level}")
-        if self.head == "moves" and self.rule_odds == 0.0:
-            raise ValueError("rule_odds: with head moves it must be above 0, to start at the plan")
         return self
 
 
@@ -212,29 +215,42 @@ def parse(data: dict[str, Any], where: str) -> TrainConfig:
 
 
 def load_config(path: Path, changes: tuple[str, ...] = ()) -> TrainConfig:
-    """Read a config file.
+    """Read a config file; one with `base` changes another and holds only what differs.
 
     Args:
-        path: the YAML file.
+        path: the YAML file; `base` is relative to it, `set` maps `field.field` to values.
         changes: `field.field=value`, applied over the file's; values are YAML.
 
     Raises:
         TrainingError: naming the file, the field and the value.
     """
-    data = read_mapping(path, "training config", TrainingError)
+    data = _read(path)
     for change in changes:
-        _apply(data, change)
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise TrainingError(f"--set {change}: not of the form field.field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise TrainingError(f"--set {change}: the value is no YAML: {error}") from error
+        _apply(data, key, value, f"--set {change}")
     return parse(data, str(path))
 
 
-def _apply(data: dict[str, Any], change: str) -> None:
-    key, equals, text = change.partition("=")
-    if not equals:
-        raise TrainingError(f"--set {change}: not of the form field.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TrainingError(f"--set {change}: the value is no YAML: {error}") from error
+def _read(path: Path) -> dict[str, Any]:
+    data = read_mapping(path, "training config", TrainingError)
+    if "base" not in data:
+        return data
+    whole = _read(path.parent / str(data.pop("base")))
+    changes = data.pop("set", {})
+    if not isinstance(changes, dict):
+        raise TrainingError(f"{path}: set: {changes!r} is no mapping of field.field to values")
+    for key, value in changes.items():
+        _apply(whole, str(key), value, f"{path}: set.{key}")
+    return whole | data
+
+
+def _apply(data: dict[str, Any], key: str, value: Any, where: str) -> None:
     *way, last = key.split(".")
     place: Any = data
     for name in way:
@@ -243,10 +259,10 @@ def _apply(data: dict[str, Any], change: str) -> None:
         elif isinstance(place, dict):
             place = place.setdefault(name, {})
         else:
-            raise TrainingError(f"--set {change}: there is no {name!r} to go into")
+            raise TrainingError(f"{where}: there is no {name!r} to go into")
     if isinstance(place, list) and last.isdigit() and int(last) < len(place):
         place[int(last)] = value
     elif isinstance(place, dict):
         place[last] = value
     else:
-        raise TrainingError(f"--set {change}: there is no {last!r} to set")
+        raise TrainingError(f"{where}: there is no {last!r} to set")

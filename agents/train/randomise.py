@@ -55,7 +55,8 @@ class RandomEpisodes:
             load=load,
         )
         episode = make_episode(options, generator, day=int(generator.integers(*self._days)))
-        told = vary(episode.spec, config, budget, generator)
+        named = frozenset(event.pool for event in episode.events if event.pool is not None)
+        told = vary(episode.spec, config, budget, generator, named)
         return replace(
             episode,
             spec=told,
@@ -65,7 +66,11 @@ class RandomEpisodes:
 
 
 def vary(
-    spec: ClusterSpec, config: RandomiseConfig, budget: float, generator: np.random.Generator
+    spec: ClusterSpec,
+    config: RandomiseConfig,
+    budget: float,
+    generator: np.random.Generator,
+    needed: frozenset[str] = frozenset(),
 ) -> ClusterSpec:
     """Return a cluster with other pools, start-up times, metric lag, failures and budget.
 
@@ -74,10 +79,11 @@ def vary(
         config: how far things vary.
         budget: factor on its GPUs.
         generator: draws.
+        needed: pools that stay, because something will happen to them.
     """
     from agents.bounds.specs import tighten
 
-    kept = _pools(spec, config.drop_pool, generator)
+    kept = _pools(spec, config.drop_pool, generator, needed)
     factor = float(np.exp(generator.uniform(*np.log(config.startup))))
     mtbf_h = _MTBF_H if generator.random() < config.failures else None
     pools = tuple(
@@ -108,15 +114,15 @@ def truth_of(
 
 
 def _pools(
-    spec: ClusterSpec, chance: float, generator: np.random.Generator
+    spec: ClusterSpec, chance: float, generator: np.random.Generator, needed: frozenset[str]
 ) -> tuple[PoolSpec, ...]:
     """Drop pools at random; each role keeps the ones with a guaranteed minimum, or its first."""
     drawn = generator.random(len(spec.pools)) < chance
-    needed = {pool.role: pool.name for pool in reversed(spec.pools)}
+    needed = needed | {p.name for p in {p.role: p for p in reversed(spec.pools)}.values()}
     keep = tuple(
         pool
         for pool, gone in zip(spec.pools, drawn, strict=True)
-        if not gone or pool.min_replicas > 0 or needed[pool.role] == pool.name
+        if not gone or pool.min_replicas > 0 or pool.name in needed
     )
     return keep
 

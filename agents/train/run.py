@@ -46,9 +46,11 @@ from agents.train.validation import judge
 from envs.vec_env import ClusterVecEnv
 from hrl_planner.errors import TrainingError
 from hrl_planner.planner.network import Network, pack
+from hrl_planner.planner.scaler import BY_RULE, TO_QUOTA
 
 Tensors = dict[str, NDArray[np.float32]]
-_FEATURES_UPDATE = 2**31  # its own seed, apart from those of all updates
+# Seeds of what happens before the first update, apart from those of all updates.
+_FEATURES_UPDATE, _CONSTANT_UPDATE = 2**31, 2**31 + 1
 
 
 @dataclass
@@ -171,13 +173,14 @@ def _train_stage(
         seed = update_seed(config, index, _FEATURES_UPDATE)
         normaliser, extent = measure_features(env, stage, seed)
     model = make_model(config, stage, env, normaliser)
-    model.set_logger(configure(str(folder), ["tensorboard", "csv"]))
+    model.set_logger(configure(str(folder), ["tensorboard"]))
     policy = model.policy
     assert isinstance(policy, SetPolicy)
     progress = Progress()
     best: Tensors = {}
     if state is None:
-        _warm_start(policy, stage, done)
+        if not _warm_start(policy, stage, done) and stage.level == "scaler":
+            _favour(policy, stage, env, update_seed(config, index, _CONSTANT_UPDATE))
         progress, best = _first_judgement(policy, validation)
     else:
         extent = restore(model, state)
@@ -221,14 +224,29 @@ def _write_status(
     os.replace(fresh, run / STATUS_FILE)
 
 
-def _warm_start(policy: SetPolicy, stage: StageConfig, done: list[Trained]) -> None:
-    """Begin with the weights of an earlier stage of the same level."""
+def _warm_start(policy: SetPolicy, stage: StageConfig, done: list[Trained]) -> bool:
+    """Begin with the weights of an earlier stage of the same level, if there was one."""
     before = _latest(done, stage.level)
-    if before is not None and before.stage.head == stage.head:
-        policy.load_actor(before.tensors)
-        policy.critic.encoder.load_state_dict(
-            {**policy.critic.encoder.state_dict(), **_normaliser_state(policy)}
+    if before is None or before.stage.head != stage.head:
+        return False
+    policy.load_actor(before.tensors)
+    policy.critic.encoder.load_state_dict(
+        {**policy.critic.encoder.state_dict(), **_normaliser_state(policy)}
+    )
+    return True
+
+
+def _favour(policy: SetPolicy, stage: StageConfig, env: ClusterVecEnv, seed: int) -> None:
+    """Begin at the rule, or at taking the quota where that does better on training days."""
+    favourite = BY_RULE
+    if stage.try_quota:
+        by_rule, to_quota = (
+            judge(env, None, seed, constant=action, most_steps=stage.n_steps).score
+            for action in (BY_RULE, TO_QUOTA)
         )
+        favourite = TO_QUOTA if to_quota > by_rule else BY_RULE
+    with torch.no_grad():
+        policy.actor.head_2.bias[favourite] = stage.odds
 
 
 def _normaliser_state(policy: SetPolicy) -> dict[str, torch.Tensor]:

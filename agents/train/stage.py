@@ -186,9 +186,9 @@ def make_model(
 
 def _head(stage: StageConfig, shape: NetShape) -> Head:
     if stage.level == "scaler":
-        return ScalerHead(stage.rule_odds, stage.noise_memory)
+        return ScalerHead(stage.noise_memory)
     if stage.head == "moves":
-        return MovesHead(shape.outputs, stage.moves, stage.rule_odds, stage.noise_memory)
+        return MovesHead(shape.outputs, stage.moves, stage.stop_odds, stage.noise_memory)
     return ResidualHead(stage.std, stage.noise_memory)
 
 

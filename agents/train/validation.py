@@ -32,13 +32,22 @@ class Judgement:
         return float(self.reward.mean())
 
 
-def judge(env: ClusterVecEnv, policy: SetPolicy | None, seed: int) -> Judgement:
+def judge(
+    env: ClusterVecEnv,
+    policy: SetPolicy | None,
+    seed: int,
+    *,
+    constant: float = 0.0,
+    most_steps: int | None = None,
+) -> Judgement:
     """Run one episode in every environment.
 
     Args:
-        env: on validation days.
-        policy: None for action 0, the planner without learning.
+        env: on the days to judge by.
+        policy: None for one action of all pools at all times.
         seed: of the days.
+        constant: that action; 0 is the planner without learning.
+        most_steps: stop episodes after so many steps; None for their ends.
     """
     env.seed(seed)
     observations = np.asarray(env.reset(), np.float32)
@@ -46,9 +55,9 @@ def judge(env: ClusterVecEnv, policy: SetPolicy | None, seed: int) -> Judgement:
     terms, steps = np.zeros((n, 3)), np.zeros(n)
     running = np.ones(n, bool)
     space = env.action_space
-    idle = np.zeros((n, *(space.shape or ())), space.dtype)
-    while running.any():
-        actions = idle
+    always = np.full((n, *(space.shape or ())), constant, space.dtype)
+    while running.any() and (most_steps is None or steps.max() < most_steps):
+        actions = always
         if policy is not None:
             with torch.no_grad():
                 actions = policy._predict(torch.from_numpy(observations), True).numpy()

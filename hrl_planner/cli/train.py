@@ -45,11 +45,16 @@ def train(
       hrl-planner train --config experiments/train/reference.yaml --seeds 10 --backend ray
     """
     from agents.train.config import load_config
+    from hrl_planner.errors import TrainingError
 
     changes = tuple(change or ())
     if seed is not None:
         changes = (*changes, f"seed={seed}")
     settings = load_config(config, changes)
+    if seeds is not None and stage is not None:
+        raise TrainingError("--stage: many seeds are trained whole; leave out --stage or --seeds")
+    if seeds is None and backend != "local":
+        raise TrainingError("--backend: is for many seeds; give --seeds too")
     if seeds is not None:
         _many(settings, out, seeds, backend, resume)
         return
@@ -77,7 +82,7 @@ def _many(settings: TrainConfig, out: Path | None, seeds: int, backend: str, res
 
         def on_status(seed: int, status: dict[str, Any]) -> None:
             if status:
-                score = f"best {status['best_score']:.4f}, from {status['prior_score']:.4f}"
+                score = f"best {status['best_score']:.4f}, action 0 {status['prior_score']:.4f}"
                 name = f"seed {seed}, stage {status['stage']}: {status['level']}"
                 bar.update(
                     tasks[seed],
@@ -116,7 +121,7 @@ class _Report:
         self._tasks: dict[int, object] = {}
 
     def __call__(self, index: int, stage: StageConfig, progress: Progress, updates: int) -> None:
-        score = f"best {progress.best_score:.4f}, started from {progress.prior_score:.4f}"
+        score = f"best {progress.best_score:.4f}, action 0 {progress.prior_score:.4f}"
         if index not in self._tasks:
             name = f"stage {index + 1}: {stage.level}"
             self._tasks[index] = self._bar.add_task(

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from hrl_planner.observation import POOL_FIELDS, ClusterObservation
-from hrl_planner.planner.policy import IntArray, Plan, PlanContext, Policy
+from hrl_planner.planner.policy import IntArray, Listener, Plan, PlanContext, Policy
 
 _QUOTA = POOL_FIELDS.index("quota")
 
@@ -52,6 +52,8 @@ class HierarchicalPlanner:
             self._next_s = observation.now_s + self._global_s
             flows = plan.flows
             reason = plan.reason + "; "
+        elif isinstance(self._allocator, Listener):
+            flows = self._allocator.listen(observation)
         pools = observation.pools.copy()
         pools[:, _QUOTA] = self._quotas
         local = self._local.decide(replace(observation, pools=pools))

@@ -23,7 +23,7 @@ from hrl_planner.planner.allocator import residual
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.moves import Room, apply_moves, best_moves
 from hrl_planner.planner.network import Network
-from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Policy
+from hrl_planner.planner.policy import FloatArray, Listener, Plan, PlanContext, Policy
 from hrl_planner.planner.rule import RuleParameters, RulePools
 from hrl_planner.planner.scaler import outputs_of, scale_pools, scaler_input
 
@@ -108,12 +108,17 @@ class LearnedAllocator:
         if self._plan is None or observation.now_s >= self._next_plan_s:
             self._plan = self.prior.decide(observation)
             self._next_plan_s = observation.now_s + self.reader.global_s
-        return self._plan
+            return self._plan
+        return replace(self._plan, flows=self.listen(observation))
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Correct the prior's plan."""
         plan = self.planned(observation)
         return self.correct(observation, plan, self.vector(observation, plan))
+
+    def listen(self, observation: ClusterObservation) -> FloatArray | None:
+        """Let the prior see what happens between two decisions."""
+        return self.prior.listen(observation) if isinstance(self.prior, Listener) else None
 
     def vector(self, observation: ClusterObservation, plan: Plan) -> Vector:
         """Return what the network is shown."""

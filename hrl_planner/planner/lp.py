@@ -63,14 +63,14 @@ class FluidPlanner:
 
     def __init__(
         self,
-        headroom: float = 0.25,
-        quantile: float = 0.95,
-        trend: float = 0.5,
+        headroom: float = 0.3,
+        quantile: float = 0.7,
+        trend: float = 1.5,
         hold_s: float = 600.0,
-        start_weight: float = 0.3,
-        stop_weight: float = 0.02,
+        start_weight: float = 0.03,
+        stop_weight: float = 0.08,
         price_weight: float | None = None,
-        round_up: float = 0.15,
+        round_up: float = 0.02,
         interval_s: float | None = None,
         outage_s: float = 900.0,
     ) -> None:
@@ -133,6 +133,15 @@ class FluidPlanner:
             self._mean_plan = replicas.astype(np.float64)
         self._mean_plan += share * (replicas - self._mean_plan)
         return Plan(replicas, flows, reason=reason, advice=self._advice)
+
+    def listen(self, observation: ClusterObservation) -> FloatArray | None:
+        """Take in the demand, and route it over the replicas that serve now."""
+        demand = self._demand.estimate(observation)
+        if np.isnan(demand.now).any():
+            return None
+        ready = np.ascontiguousarray(observation.pool_field("ready"))
+        rates = self._capacity(demand.load, np.fmax(ready, 1.0), None)
+        return self._route(ready, demand, rates)
 
     def _desire(
         self, observation: ClusterObservation, current: IntArray

@@ -81,6 +81,18 @@ class Plan:
 
 
 @runtime_checkable
+class Listener(Protocol):
+    """A policy that wants to see the cluster also between its decisions."""
+
+    def listen(self, observation: ClusterObservation) -> FloatArray | None:
+        """Take in an observation; return routing weights, or None to keep those there are.
+
+        Called every local interval at which `decide` is not. A forecast made of one look a minute
+        sees a ramp minutes late, and weights cost nothing to change.
+        """
+
+
+@runtime_checkable
 class Policy(Protocol):
     """Decides how many replicas every pool should have."""
 

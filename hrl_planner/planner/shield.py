@@ -1,6 +1,8 @@
 """What stands between a learned policy and a cluster: reasons not to follow it, in order.
 
-    metrics stale or missing            -> hold what runs (in a long outage: the LP's floor)
+    metrics missing                     -> the LP's answer, which holds, and in a long outage
+                                           returns to its floor
+    metrics stale                       -> hold what runs
     features outside the training range -> the LP's plan
     the network fails or answers NaN    -> the LP's plan
     the LP fails                        -> the threshold rule
@@ -27,7 +29,7 @@ from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.checkpoint import Ranges
 from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
 from hrl_planner.planner.loop import current_targets
-from hrl_planner.planner.policy import Plan, PlanContext, Policy
+from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Policy
 
 _log = logging.getLogger(__name__)
 
@@ -117,20 +119,24 @@ def _limits(
     return bounds[:, 0] - margin, bounds[:, 1] + margin
 
 
-def stale(observation: ClusterObservation) -> str | None:
-    """Return why an observation cannot be decided on, None if it can."""
+def missing(observation: ClusterObservation) -> str | None:
+    """Return which metrics there are none of, None if there is enough to decide on."""
     rates = observation.class_field("arrivals_rps")
     if np.any(np.isnan(rates)):
         return "no arrival metrics of some class"
     serving = observation.pool_field("ready") >= 1.0
-    if serving.any():
-        if np.all(np.isnan(observation.pool_field("waiting")[serving])):
-            return "no metrics from any worker"
-        ages = observation.pool_field("metrics_age_s")[serving]
-        youngest = float(np.nanmin(ages)) if np.any(~np.isnan(ages)) else np.inf
-        if youngest > _STALE_S:
-            return f"the newest metrics are {youngest:.0f} s old"
+    if serving.any() and np.all(np.isnan(observation.pool_field("waiting")[serving])):
+        return "no metrics from any worker"
     return None
+
+
+def stale(observation: ClusterObservation) -> str | None:
+    """Return how old the newest metrics are where that is too old, else None."""
+    ages = observation.pool_field("metrics_age_s")[observation.pool_field("ready") >= 1.0]
+    known = ages[~np.isnan(ages)]
+    if known.size == 0 or known.min() <= _STALE_S:
+        return None
+    return f"the newest metrics are {known.min():.0f} s old"
 
 
 def hold(observation: ClusterObservation, reason: str) -> Plan:
@@ -169,10 +175,12 @@ class ShieldedAllocator:
         """Follow the network, or say why not."""
         # The prior sees every observation, also those it is not asked about: it keeps the demand.
         plan, failure = _attempt(lambda: self._learned.planned(observation))
-        why = stale(observation)
+        why = missing(observation)
+        if why is not None and plan is not None:
+            return self._instead(observation, "hold", why, plan)
+        why = why or stale(observation)
         if why is not None:
-            answer = plan if plan is not None else hold(observation, why)
-            return self._instead(observation, "hold", why, answer)
+            return self._instead(observation, "hold", why, hold(observation, why))
         if plan is None:
             return self._by_rule(observation, failure)
         try:
@@ -183,6 +191,14 @@ class ShieldedAllocator:
         except Exception as error:  # whatever a network or an odd observation can raise
             why = f"{type(error).__name__}: {error}"
         return self._instead(observation, "plan", why, plan)
+
+    def listen(self, observation: ClusterObservation) -> FloatArray | None:
+        """Let the prior see what happens between two decisions; it must not stop the loop."""
+        try:
+            return self._learned.listen(observation)
+        except Exception as error:
+            _log.info("the prior failed between decisions: %s: %s", type(error).__name__, error)
+            return None
 
     def _by_rule(self, observation: ClusterObservation, failure: str) -> Plan:
         plan, failure_2 = _attempt(lambda: self._rule.decide(observation))
@@ -228,7 +244,7 @@ class ShieldedScaler:
     def decide(self, observation: ClusterObservation) -> Plan:
         """Follow the network, or say why not."""
         fallback, failure = _attempt(lambda: self._rule.decide(observation))
-        why = stale(observation)
+        why = missing(observation) or stale(observation)
         if why is not None:
             return self._instead(observation, "hold", why, hold(observation, why))
         try:
