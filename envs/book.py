@@ -173,6 +173,7 @@ def control_of(book: NDArray[np.int64]) -> Control:
         counted=view1(book, _CONTROL + 33, FLOAT64),
         terms=view1(book, _CONTROL + 34, FLOAT64),
         net=view1(book, _CONTROL + 35, FLOAT32),
+        limits=view2(book, _CONTROL + 36, FLOAT64),
     )
 
 

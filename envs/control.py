@@ -112,6 +112,7 @@ class Control(NamedTuple):
         counted: totals of the reward, (C + 2 P,).
         terms: the last step's reward by term, (3,).
         net: a packed scaler, float32 (K,); empty where the rule scales.
+        limits: see `FeatureScales`, (P, 7).
     """
 
     clock: NDArray[np.void]
@@ -150,6 +151,7 @@ class Control(NamedTuple):
     counted: FloatArray
     terms: FloatArray
     net: NDArray[np.float32]
+    limits: FloatArray
 
 
 def make_control(
@@ -215,6 +217,7 @@ def make_control(
         counted=np.zeros(c + 2 * n),
         terms=np.zeros(len(reward.TERMS)),
         net=NO_NET if scaler is None else scaler.net,
+        limits=features.limits,
     )
 
 
@@ -272,6 +275,7 @@ def _scales(control: Control) -> FeatureScales:
         control.class_static,
         clock.ttft_ms,
         clock.itl_ms,
+        control.limits,
     )
 
 
@@ -292,7 +296,7 @@ def _decide(control: Control, pools: RulePools, now_s: float) -> None:
         control.quota,
         control.changed_s,
         control.net,
-        NetShape(clock.class_hidden, clock.hidden, 0, 0, _N_ACTIONS),
+        NetShape(clock.class_hidden, clock.hidden, 0, 0, _N_ACTIONS, 0),
         control.targets,
     )
     for i in range(control.targets.size):

@@ -162,11 +162,11 @@ class HierarchyParallelEnv(ParallelEnv[str, NDArray[np.float32], Any]):  # type:
         """Return every agent's view: all pools, or its own."""
         parts = self.layout.split(whole)
         control = self._episodes.run(0).control
-        rest = whole[self.layout.slices["classes"].start :]
+        shared = np.concatenate([parts["classes"].ravel(), parts["free"]])
         one = np.ones(1, np.float32)
         views = {GLOBAL_AGENT: whole}
         for i, name in enumerate(self.possible_agents[1:]):
             row = parts["pools"][i].copy()
             row[_PLAN] = control.wish[i] / max(control.maximum[i], 1)
-            views[name] = np.concatenate([row, one, rest])
+            views[name] = np.concatenate([row, one, shared, parts["limits"][i], parts["time"]])
         return {agent: views[agent] for agent in self.agents}

@@ -4,6 +4,8 @@
     mask      max_pools, 1 where there is a pool
     classes   max_classes x CLASS_COLUMNS, padded with zeros (a class there is has an ITL target)
     free      max_types, share of each GPU type's budget that no replica holds; padding is 0
+    limits    max_pools x LIMIT_COLUMNS, what bounds a pool's replicas, exactly: no feature, no
+              network reads it, see `hrl_planner.limits`; padding allows 0 replicas
     time      sine and cosine of the time of day, position in the global interval
 
 The features are those of `hrl_planner.features`. Three columns tell what a planner without learning
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from hrl_planner._compiled import lean
 from hrl_planner.errors import SpecError
 from hrl_planner.features import CLASS_FEATURES, POOL_FEATURES, FeatureScales
+from hrl_planner.limits import N_LIMIT_COLUMNS
 from hrl_planner.observation import POOL_FIELDS
 
 if TYPE_CHECKING:
@@ -43,7 +46,9 @@ DAY_S = 86_400.0
 
 N_POOL_COLUMNS, N_CLASS_COLUMNS = len(POOL_COLUMNS), len(CLASS_COLUMNS)
 _N_POOL, _N_CLASS = len(POOL_FEATURES), len(CLASS_FEATURES)
-_PLAN, _MARGINAL, _PLANNED = _N_POOL, _N_POOL + 1, _N_CLASS
+PLAN = _N_POOL
+"""The column that shows the plan."""
+_MARGINAL, _PLANNED = _N_POOL + 1, _N_CLASS
 _HELD = tuple(POOL_FIELDS.index(name) for name in ("ready", "starting", "draining"))
 
 
@@ -80,6 +85,7 @@ class Layout:
             "mask": self.max_pools,
             "classes": self.max_classes * N_CLASS_COLUMNS,
             "free": self.max_types,
+            "limits": self.max_pools * N_LIMIT_COLUMNS,
             "time": len(TIME_COLUMNS),
         }
         ends = np.cumsum(list(sizes.values()))
@@ -102,6 +108,7 @@ class Layout:
         parts = {name: observation[..., where] for name, where in self.slices.items()}
         parts["pools"] = parts["pools"].reshape(*lead, self.max_pools, N_POOL_COLUMNS)
         parts["classes"] = parts["classes"].reshape(*lead, self.max_classes, N_CLASS_COLUMNS)
+        parts["limits"] = parts["limits"].reshape(*lead, self.max_pools, N_LIMIT_COLUMNS)
         return parts
 
     def check(self, spec: ClusterSpec, one_pool: bool = False) -> None:
@@ -167,7 +174,7 @@ def write_vector(
         i = first + row
         for k in range(_N_POOL):
             out[row * N_POOL_COLUMNS + k] = bounded(features[i, k])
-        out[row * N_POOL_COLUMNS + _PLAN] = wish[i] / max(scales.max_replicas[i], 1.0)
+        out[row * N_POOL_COLUMNS + PLAN] = wish[i] / max(scales.max_replicas[i], 1.0)
         out[mask_at + row] = 1.0
     at = mask_at + sizes[0]
     for c in range(class_features.shape[0]):
@@ -184,6 +191,10 @@ def write_vector(
     for kind in range(scales.type_budget.size):
         out[at + kind] = bounded(out[at + kind])
     at += sizes[2]
+    for row in range(n_rows):
+        for k in range(N_LIMIT_COLUMNS):
+            out[at + row * N_LIMIT_COLUMNS + k] = scales.limits[first + row, k]
+    at += sizes[0] * N_LIMIT_COLUMNS
     angle = 2.0 * np.pi * (start_s + now_s) / DAY_S
     out[at] = np.sin(angle)
     out[at + 1] = np.cos(angle)
@@ -201,7 +212,7 @@ def write_plan(out: Float32Array, layout: Layout, plan: Plan, scales: FeatureSca
     """
     n_pools = plan.replicas.size
     pools = out[: n_pools * N_POOL_COLUMNS].reshape(n_pools, N_POOL_COLUMNS)
-    pools[:, _PLAN] = plan.replicas / np.maximum(scales.max_replicas, 1.0)
+    pools[:, PLAN] = plan.replicas / np.maximum(scales.max_replicas, 1.0)
     if plan.advice is None:
         return
     worth = plan.advice.marginal * scales.type_budget[scales.type_index]

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_planner._compiled import compiled
+from hrl_planner.budget import BudgetArrays
+from hrl_planner.limits import limit_rows
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class FeatureScales(NamedTuple):
         class_static: the static class features, shape (C, 3).
         ttft_ms: tightest TTFT target.
         itl_ms: tightest ITL target.
+        limits: see `hrl_planner.limits`, shape (P, 7).
     """
 
     pool_static: Float64Array
@@ -113,6 +116,7 @@ class FeatureScales(NamedTuple):
     class_static: Float64Array
     ttft_ms: float
     itl_ms: float
+    limits: Float64Array
 
     @classmethod
     def from_spec(cls, spec: ClusterSpec) -> FeatureScales:
@@ -147,6 +151,7 @@ class FeatureScales(NamedTuple):
             class_static=np.clip(np.array(promises, np.float64), -_LIMIT, _LIMIT),
             ttft_ms=min(c.ttft_ms for c in classes),
             itl_ms=min(c.itl_ms for c in classes),
+            limits=limit_rows(BudgetArrays.from_spec(spec)),
         )
 
 

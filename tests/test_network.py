@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.policies.heads import ResidualHead, ScalerHead
-from agents.policies.network import Critic, Normaliser, SetNetwork, take_apart
+from agents.policies.network import Critic, Normaliser, Parts, SetNetwork, take_apart
 from envs.future import future_size
 from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, Layout
 from hrl_planner.planner.network import NetShape, forward, pack
@@ -33,6 +33,12 @@ def padded(layout: Layout, pools: np.ndarray, classes: np.ndarray, phase: float)
     return vector
 
 
+def pools_of(mask: torch.Tensor) -> Parts:
+    """Parts of which a head that chooses pool by pool looks at the mask alone."""
+    empty = torch.empty(0)
+    return Parts(empty, mask, empty, empty, empty, empty, empty)
+
+
 shapes = st.builds(
     NetShape,
     class_hidden=st.integers(1, 20),
@@ -40,6 +46,7 @@ shapes = st.builds(
     attention=st.integers(0, 1),
     pooled=st.integers(0, 1),
     outputs=st.integers(1, 8),
+    scorer=st.integers(0, 1),
 )
 
 
@@ -99,33 +106,35 @@ def test_a_new_network_answers_nothing_so_that_training_starts_at_the_planner() 
     pools, classes = rows(4, N_POOL_COLUMNS, 0), rows(2, N_CLASS_COLUMNS, 1)
     batch = torch.from_numpy(padded(layout, pools, classes, 0.0)[None])
     out = twin(take_apart(batch, layout))
-    mask = torch.ones(1, 4, dtype=torch.bool)
-    assert torch.all(ResidualHead(0.4, 0.5).act(out, mask, True) == 0.0)
+    seen = pools_of(torch.ones(1, 4, dtype=torch.bool))
+    assert torch.all(ResidualHead(0.4, 0.5).act(out, seen, True) == 0.0)
     scores = torch.zeros(1, 4, len(CHANGES))
-    assert torch.all(ScalerHead(0.5).act(scores, mask, True) == 0)
+    assert torch.all(ScalerHead(0.5).act(scores, seen, True) == 0)
 
 
 def test_padding_neither_acts_nor_counts() -> None:
     mask = torch.tensor([[True, True, False]])
+    seen, there = pools_of(mask), pools_of(mask[:, :2])
     for head, out in (
         (ResidualHead(0.4, 0.5), torch.randn(1, 3, 1)),
         (ScalerHead(0.5), torch.randn(1, 3, len(CHANGES))),
     ):
-        actions = head.act(out, mask, False)
+        actions = head.act(out, seen, False)
         assert actions[0, 2] == 0.0
-        log_probability, entropy = head.judge(out, mask, actions)
-        short = head.judge(out[:, :2], mask[:, :2], actions[:, :2])
+        log_probability, entropy = head.judge(out, seen, actions)
+        short = head.judge(out[:, :2], there, actions[:, :2])
         torch.testing.assert_close(log_probability, short[0])
         torch.testing.assert_close(entropy, short[1])
 
 
 def test_log_probabilities_of_the_scaler_are_those_of_independent_choices() -> None:
     torch.manual_seed(0)
-    out, mask = torch.randn(5, 3, len(CHANGES)), torch.ones(5, 3, dtype=torch.bool)
+    out = torch.randn(5, 3, len(CHANGES))
+    seen = pools_of(torch.ones(5, 3, dtype=torch.bool))
     head = ScalerHead(0.0)
-    actions = head.act(out, mask, False)
+    actions = head.act(out, seen, False)
     reference = torch.distributions.Categorical(logits=out)
-    log_probability, entropy = head.judge(out, mask, actions)
+    log_probability, entropy = head.judge(out, seen, actions)
     torch.testing.assert_close(log_probability, reference.log_prob(actions).sum(-1))
     torch.testing.assert_close(entropy, reference.entropy().sum(-1))
 
@@ -148,10 +157,10 @@ def test_only_the_critic_sees_the_future() -> None:
 @torch.no_grad()
 def test_exploration_is_remembered_and_each_step_of_it_is_drawn_from_the_policy() -> None:
     torch.manual_seed(0)
-    mask = torch.ones(4000, 1, dtype=torch.bool)
+    seen = pools_of(torch.ones(4000, 1, dtype=torch.bool))
     residual = ResidualHead(0.5, 0.8)
     mean = torch.full((4000, 1, 1), 0.1)
-    first, second = (residual.act(mean, mask, False).squeeze() for _ in range(2))
+    first, second = (residual.act(mean, seen, False).squeeze() for _ in range(2))
     for drawn in (first, second):
         assert abs(float(drawn.mean()) - 0.1) < 0.04
         assert abs(float(drawn.std()) - 0.5) < 0.03
@@ -159,9 +168,9 @@ def test_exploration_is_remembered_and_each_step_of_it_is_drawn_from_the_policy(
     scaler = ScalerHead(0.8)
     out = torch.zeros(4000, 1, len(CHANGES))
     out[..., 2] = 1.0
-    first, second = (scaler.act(out, mask, False).squeeze() for _ in range(2))
+    first, second = (scaler.act(out, seen, False).squeeze() for _ in range(2))
     expected = float(torch.softmax(out[0, 0], -1)[2])
     assert abs(float((second == 2).float().mean()) - expected) < 0.04
     assert float((first == second).float().mean()) > 0.8
     scaler.forget()
-    assert float((scaler.act(out, mask, False).squeeze() == second).float().mean()) < 0.5
+    assert float((scaler.act(out, seen, False).squeeze() == second).float().mean()) < 0.5

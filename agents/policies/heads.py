@@ -1,7 +1,8 @@
 """What the numbers a network gives per pool mean as a distribution over actions.
 
-`act` turns outputs (B, P, outputs) into actions (B, P), `judge` returns log-probability and entropy
-of actions, each (B,). Pools that are padding neither act nor count: both are 0 for them.
+`act` turns outputs (B, P, outputs) into actions, `judge` returns log-probability and entropy of
+actions, each (B,). Pools that are padding neither act nor count. These two heads choose for every
+pool apart, actions (B, P); `moves` has the one that chooses for all together.
 """
 
 from __future__ import annotations
@@ -12,10 +13,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from hrl_planner.planner.scaler import CHANGES
+from agents.policies.network import Parts, Tensors
 
 
-class ResidualHead(nn.Module):
+class Head(nn.Module):
+    """What all heads can do."""
+
+    def forget(self) -> None:
+        """Draw whatever is random anew at the next step."""
+
+    def act(self, out: Tensor, parts: Parts, deterministic: bool) -> Tensor:
+        """Return actions."""
+        raise NotImplementedError
+
+    def judge(self, out: Tensor, parts: Parts, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy."""
+        raise NotImplementedError
+
+    def export(self) -> Tensors:
+        """Return what of the head a checkpoint needs."""
+        return {}
+
+    def load(self, tensors: Tensors) -> None:
+        """Take over exported tensors."""
+
+
+def gumbel(like: Tensor) -> Tensor:
+    """Return Gumbel noise: the largest of scores plus this is a draw from their softmax."""
+    return -torch.log(-torch.log(torch.rand_like(like).clamp(1e-9, 1.0 - 1e-7)))
+
+
+class ResidualHead(Head):
     """A normal distribution around the residual of every pool, one deviation for all.
 
     Args:
@@ -24,8 +52,6 @@ class ResidualHead(nn.Module):
             noise that changes sign every minute never gets to see one serve. Probabilities are
             those of a single step, as in gSDE (Raffin et al., arXiv 2005.05719).
     """
-
-    outputs = 1
 
     def __init__(self, std: float, memory: float) -> None:
         """See the class."""
@@ -38,9 +64,9 @@ class ResidualHead(nn.Module):
         """Draw the noise anew at the next step."""
         self._noise = None
 
-    def act(self, out: Tensor, mask: Tensor, deterministic: bool) -> Tensor:
+    def act(self, out: Tensor, parts: Parts, deterministic: bool) -> Tensor:
         """Return residuals; clipping to [-1, 1] is the environment's."""
-        mean = out[..., 0] * mask
+        mean = out[..., 0] * parts.mask
         if deterministic:
             return mean
         fresh = torch.randn_like(mean)
@@ -48,24 +74,22 @@ class ResidualHead(nn.Module):
         if kept is not None and kept.shape == fresh.shape:
             fresh = self._memory * kept + math.sqrt(1.0 - self._memory**2) * fresh
         self._noise = fresh
-        return mean + fresh * self.log_std.exp() * mask
+        return mean + fresh * self.log_std.exp() * parts.mask
 
-    def judge(self, out: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, out: Tensor, parts: Parts, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy."""
         z = (actions - out[..., 0]) / self.log_std.exp()
         log_probability = -0.5 * z * z - self.log_std - 0.5 * math.log(2.0 * math.pi)
         entropy = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
-        return (log_probability * mask).sum(-1), (entropy * mask).sum(-1)
+        return (log_probability * parts.mask).sum(-1), (entropy * parts.mask).sum(-1)
 
 
-class ScalerHead(nn.Module):
+class ScalerHead(Head):
     """A choice among `CHANGES` for every pool, independent given the state.
 
     Args:
         memory: chance that a pool keeps its luck from the step before, see `ResidualHead`.
     """
-
-    outputs = len(CHANGES)
 
     def __init__(self, memory: float) -> None:
         """See the class."""
@@ -77,23 +101,22 @@ class ScalerHead(nn.Module):
         """Draw the luck anew at the next step."""
         self._noise = None
 
-    def act(self, out: Tensor, mask: Tensor, deterministic: bool) -> Tensor:
+    def act(self, out: Tensor, parts: Parts, deterministic: bool) -> Tensor:
         """Return action indices."""
         scores = out
         if not deterministic:
-            # The Gumbel trick: the largest of scores plus this noise is a draw from the softmax.
-            fresh = -torch.log(-torch.log(torch.rand_like(scores).clamp(1e-9, 1.0 - 1e-7)))
+            fresh = gumbel(scores)
             kept = self._noise
             if kept is not None and kept.shape == fresh.shape:
                 keep = torch.rand(*scores.shape[:-1], 1) < self._memory
                 fresh = torch.where(keep, kept, fresh)
             self._noise = fresh
             scores = scores + fresh
-        return scores.argmax(dim=-1) * mask
+        return scores.argmax(dim=-1) * parts.mask
 
-    def judge(self, out: Tensor, mask: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, out: Tensor, parts: Parts, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy."""
         logs = log_softmax(out, dim=-1)
         chosen = logs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
         entropy = -(logs.exp() * logs).sum(-1)
-        return (chosen * mask).sum(-1), (entropy * mask).sum(-1)
+        return (chosen * parts.mask).sum(-1), (entropy * parts.mask).sum(-1)

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, Layout
 from hrl_planner.features import CLASS_FEATURES
+from hrl_planner.limits import N_LIMIT_COLUMNS
 from hrl_planner.planner.network import NORMALISED_LIMIT, NetShape
 
 _CLASS_EXISTS = CLASS_FEATURES.index("itl_target")
-_LOWEST = -1e9
+LOWEST = -1e9
+
+Tensors = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Parts:
         mask: (B, P), True where there is a pool.
         classes: (B, C, N_CLASS_COLUMNS).
         class_mask: (B, C), True where there is a class.
+        limits: (B, P, N_LIMIT_COLUMNS), see `hrl_planner.limits`.
         phase: (B,).
         further: (B, k), whatever stands behind the vector.
     """
@@ -67,6 +71,7 @@ class Parts:
     mask: Tensor
     classes: Tensor
     class_mask: Tensor
+    limits: Tensor
     phase: Tensor
     further: Tensor
 
@@ -77,11 +82,13 @@ def take_apart(observation: Tensor, layout: Layout) -> Parts:
     lead = observation.shape[0]
     pools = observation[:, where["pools"]].reshape(lead, layout.max_pools, N_POOL_COLUMNS)
     classes = observation[:, where["classes"]].reshape(lead, layout.max_classes, N_CLASS_COLUMNS)
+    limits = observation[:, where["limits"]]
     return Parts(
         pools=pools,
         mask=observation[:, where["mask"]] > 0.5,
         classes=classes,
         class_mask=classes[..., _CLASS_EXISTS] != 0.0,
+        limits=limits.reshape(lead, layout.max_pools, N_LIMIT_COLUMNS),
         phase=observation[:, layout.size - 1],
         further=observation[:, layout.size :],
     )
@@ -92,7 +99,7 @@ def mean_and_max(h: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     there = mask.unsqueeze(-1)
     count = there.sum(dim=1).clamp(min=1)
     mean = (h * there).sum(dim=1) / count
-    highest = h.masked_fill(~there, _LOWEST).amax(dim=1)
+    highest = h.masked_fill(~there, LOWEST).amax(dim=1)
     return mean, highest
 
 
@@ -137,7 +144,7 @@ class SetEncoder(nn.Module):
 
     def _attend(self, h: Tensor, mask: Tensor) -> Tensor:
         scores = self.query(h) @ self.key(h).transpose(1, 2) / float(np.sqrt(self.shape.hidden))
-        weights = torch.softmax(scores.masked_fill(~mask.unsqueeze(1), _LOWEST), dim=-1)
+        weights = torch.softmax(scores.masked_fill(~mask.unsqueeze(1), LOWEST), dim=-1)
         mixed: Tensor = h + self.mix(weights @ self.value(h))
         return mixed
 
@@ -170,24 +177,34 @@ class SetNetwork(nn.Module):
         out: Tensor = self.head_2(torch.tanh(self.head_1(h)))
         return out
 
-    def export(self) -> dict[str, NDArray[np.float32]]:
-        """Return all tensors by the names and in the shapes of `NetShape.tensors`."""
-        tensors: dict[str, NDArray[np.float32]] = {}
-        for name, value in self.state_dict().items():
-            plain = value.detach().cpu().numpy().astype(np.float32)
-            tensors[name.removeprefix("encoder.")] = (
-                np.ascontiguousarray(plain.T) if name.endswith(".weight") else plain.copy()
-            )
-        return {name: tensors[name] for name in self.shape.tensors()}
+    def export(self) -> Tensors:
+        """Return all tensors."""
+        return export(self)
 
-    def load(self, tensors: dict[str, NDArray[np.float32]]) -> None:
+    def load(self, tensors: Tensors) -> None:
         """Take over exported tensors."""
-        state = {}
-        for name, value in self.state_dict().items():
-            plain = tensors[name.removeprefix("encoder.")]
-            plain = plain.T if name.endswith(".weight") else plain
-            state[name] = torch.from_numpy(np.ascontiguousarray(plain)).reshape(value.shape)
-        self.load_state_dict(state)
+        load(self, tensors)
+
+
+def export(module: nn.Module) -> Tensors:
+    """Return all tensors by the names and in the shapes of `NetShape.tensors`."""
+    tensors: Tensors = {}
+    for name, value in module.state_dict().items():
+        plain = value.detach().cpu().numpy().astype(np.float32)
+        tensors[name.removeprefix("encoder.")] = (
+            np.ascontiguousarray(plain.T) if name.endswith(".weight") else plain.copy()
+        )
+    return tensors
+
+
+def load(module: nn.Module, tensors: Tensors) -> None:
+    """Take over a module's share of exported tensors."""
+    state = {}
+    for name, value in module.state_dict().items():
+        plain = tensors[name.removeprefix("encoder.")]
+        plain = plain.T if name.endswith(".weight") else plain
+        state[name] = torch.from_numpy(np.ascontiguousarray(plain)).reshape(value.shape)
+    module.load_state_dict(state)
 
 
 class Critic(nn.Module):

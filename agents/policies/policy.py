@@ -10,8 +10,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.policies.heads import ResidualHead, ScalerHead
-from agents.policies.network import Critic, Normaliser, SetNetwork, take_apart
+from agents.policies.heads import Head
+from agents.policies.network import Critic, Normaliser, SetNetwork, Tensors, take_apart
 from hrl_planner.encoding import Layout
 from hrl_planner.planner.network import NetShape
 
@@ -21,7 +21,7 @@ class SetPolicy(ActorCriticPolicy):
 
     Args:
         observation_space: vectors of `layout`, with what a critic may see behind them.
-        action_space: Box (P,) for the residual head, MultiDiscrete for the scaler.
+        action_space: Box (P,) for the residual head, MultiDiscrete for the others.
         lr_schedule: learning rate.
         layout: sizes of the vector.
         shape: sizes of the actor; the critic has the same encoder.
@@ -38,7 +38,7 @@ class SetPolicy(ActorCriticPolicy):
         layout: Layout,
         shape: NetShape,
         normaliser: Normaliser,
-        head: ResidualHead | ScalerHead,
+        head: Head,
         sees_future: bool = True,
         **ignored: Any,
     ) -> None:
@@ -53,7 +53,7 @@ class SetPolicy(ActorCriticPolicy):
         assert isinstance(self.observation_space, spaces.Box)
         behind = self.observation_space.shape[0] - self._layout.size
         self.actor = SetNetwork(self._shape, self._normaliser)
-        self.head: ResidualHead | ScalerHead = self._given[0]
+        self.head: Head = self._given[0]
         critic_shape = self._shape._replace(pooled=0, outputs=1)
         self.critic = Critic(critic_shape, self._normaliser, behind if self._sees_future else 0)
         # Parameters as SB3's own policies have them.
@@ -63,12 +63,21 @@ class SetPolicy(ActorCriticPolicy):
         """Return what only the policy's gradient moves."""
         return [*self.actor.parameters(), *self.head.parameters()]
 
+    def export(self) -> Tensors:
+        """Return actor and head as a checkpoint has them."""
+        return {**self.actor.export(), **self.head.export()}
+
+    def load_actor(self, tensors: Tensors) -> None:
+        """Take over exported tensors."""
+        self.actor.load(tensors)
+        self.head.load(tensors)
+
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions, values and log-probabilities."""
         parts = take_apart(obs, self._layout)
         out = self.actor(parts)
-        actions = self.head.act(out, parts.mask, deterministic)
-        log_probability, _ = self.head.judge(out, parts.mask, actions)
+        actions = self.head.act(out, parts, deterministic)
+        log_probability, _ = self.head.judge(out, parts, actions)
         return actions, self._value(obs), log_probability
 
     def evaluate_actions(
@@ -77,7 +86,7 @@ class SetPolicy(ActorCriticPolicy):
         """Return values, log-probabilities and entropy of actions."""
         assert isinstance(obs, Tensor)
         parts = take_apart(obs, self._layout)
-        log_probability, entropy = self.head.judge(self.actor(parts), parts.mask, actions)
+        log_probability, entropy = self.head.judge(self.actor(parts), parts, actions)
         return self._value(obs), log_probability, entropy
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
@@ -88,7 +97,7 @@ class SetPolicy(ActorCriticPolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         assert isinstance(observation, Tensor)
         parts = take_apart(observation, self._layout)
-        return self.head.act(self.actor(parts), parts.mask, deterministic)
+        return self.head.act(self.actor(parts), parts, deterministic)
 
     def _value(self, obs: Tensor) -> Tensor:
         parts = take_apart(obs, self._layout)

@@ -149,4 +149,4 @@ class StageCallback(BaseCallback):
             progress.best_update, progress.best_score = progress.update, result.score
             progress.best_attained = float(result.attained.mean())
             self.best.clear()
-            self.best.update(self.policy.actor.export())
+            self.best.update(self.policy.export())

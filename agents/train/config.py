@@ -102,6 +102,10 @@ class StageConfig(_Model):
 
     Attributes:
         level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
+        head: what an allocator decides: `residual`, a correction of every pool's quota at once, or
+            `moves`, single replicas one by one within the budget.
+        moves: most moves of a decision.
+        stop_odds: log-odds of making no further move at first, against all moves together.
         quotas: who sets quotas while a scaler learns: `random`, a policy, or `learned` for the
             allocator of the stage before.
         quota_noise: deviation of the log of a factor on every pool's quota, drawn per episode.
@@ -120,6 +124,9 @@ class StageConfig(_Model):
     """
 
     level: Literal["scaler", "allocator", "flat"]
+    head: Literal["residual", "moves"] = "residual"
+    moves: int = Field(6, ge=1, le=64)
+    stop_odds: float = Field(0.5, gt=0)
     quotas: str = "lp"
     quota_noise: float = Field(0.4, ge=0, le=2)
     steps: int = Field(ge=1)
@@ -140,6 +147,8 @@ class StageConfig(_Model):
                 f"ppo.batch: {self.ppo.batch} is more than n_envs x n_steps = "
                 f"{self.n_envs * self.n_steps}"
             )
+        if self.head == "moves" and self.level != "allocator":
+            raise ValueError(f"head: moves is for level allocator, not {self.level}")
         return self
 
 

@@ -70,7 +70,8 @@ def write(config: TrainConfig, folder: Path, done: list[Trained]) -> Path:
     manifest = Manifest(
         format_version=checkpoints.FORMAT_VERSION,
         name=config.name,
-        head="flat" if top.stage.level == "flat" else "residual",
+        head="flat" if top.stage.level == "flat" else top.stage.head,
+        moves=top.stage.moves if top.stage.head == "moves" else 0,
         prior=config.prior,
         allocator=NetworkInfo.of(shape_of(top.stage, config)),
         scaler=None if scaler is None else NetworkInfo.of(shape_of(scaler.stage, config)),

@@ -227,9 +227,9 @@ def _write_status(
 def _warm_start(policy: SetPolicy, stage: StageConfig, done: list[Trained]) -> bool:
     """Begin with the weights of an earlier stage of the same level, if there was one."""
     before = _latest(done, stage.level)
-    if before is None:
+    if before is None or before.stage.head != stage.head:
         return False
-    policy.actor.load(before.tensors)
+    policy.load_actor(before.tensors)
     policy.critic.encoder.load_state_dict(
         {**policy.critic.encoder.state_dict(), **_normaliser_state(policy)}
     )
@@ -264,7 +264,7 @@ def _first_judgement(policy: SetPolicy, validation: ClusterVecEnv) -> tuple[Prog
         prior_attained=float(prior.attained.mean()),
         history=[[0, start.score]],
     )
-    return progress, policy.actor.export()
+    return progress, policy.export()
 
 
 def _learn(model: PPO, callback: StageCallback) -> None:

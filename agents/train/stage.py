@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecNormalize
 
-from agents.policies.heads import ResidualHead, ScalerHead
+from agents.policies.heads import Head, ResidualHead, ScalerHead
+from agents.policies.moves import MovesHead
 from agents.policies.network import Normaliser
 from agents.policies.policy import SetPolicy
 from agents.train.config import StageConfig, TrainConfig
 from agents.train.randomise import RandomEpisodes
 from envs.cluster import FlatLevel
 from envs.controlled import Level
-from envs.global_allocator import GlobalLevel
+from envs.global_allocator import GlobalLevel, MovesLevel
 from envs.local_scaler.level import AllPoolsLevel
 from envs.vec_env import ClusterVecEnv
 from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS, Layout
@@ -94,6 +95,8 @@ def make_level(stage: StageConfig, prior: str, scaler: Network | None) -> Level:
         return AllPoolsLevel(prior, stage.quota_noise)
     if stage.level == "flat":
         return FlatLevel(prior)
+    if stage.head == "moves":
+        return MovesLevel(prior, scaler, stage.penalty, stage.moves)
     return GlobalLevel(prior, scaler, stage.penalty)
 
 
@@ -102,7 +105,10 @@ def shape_of(stage: StageConfig, config: TrainConfig) -> NetShape:
     net = config.network
     if stage.level == "scaler":
         return NetShape(net.class_hidden, net.scaler_hidden, 0, 0, len(CHANGES))
-    return NetShape(net.class_hidden, net.hidden, int(net.attention), 1, 1)
+    shape = NetShape(net.class_hidden, net.hidden, int(net.attention), pooled=1, outputs=1)
+    if stage.head == "moves":
+        return shape._replace(outputs=max(net.hidden // 2, 1), scorer=1)
+    return shape
 
 
 def make_env(
@@ -151,16 +157,12 @@ def make_model(
 ) -> PPO:
     """Return the learner of a stage."""
     ppo = stage.ppo
-    head: ResidualHead | ScalerHead
-    if stage.level == "scaler":
-        head = ScalerHead(stage.noise_memory)
-    else:
-        head = ResidualHead(stage.std, stage.noise_memory)
+    shape = shape_of(stage, config)
     policy_arguments: dict[str, Any] = {
         "layout": env.layout,
-        "shape": shape_of(stage, config),
+        "shape": shape,
         "normaliser": normaliser,
-        "head": head,
+        "head": _head(stage, shape),
         "sees_future": config.network.sees_future,
     }
     return PPO(
@@ -180,6 +182,14 @@ def make_model(
         seed=config.seed,
         device="cpu",
     )
+
+
+def _head(stage: StageConfig, shape: NetShape) -> Head:
+    if stage.level == "scaler":
+        return ScalerHead(stage.noise_memory)
+    if stage.head == "moves":
+        return MovesHead(shape.outputs, stage.moves, stage.stop_odds, stage.noise_memory)
+    return ResidualHead(stage.std, stage.noise_memory)
 
 
 def stage_folder(run: Path, index: int, stage: StageConfig) -> Path:

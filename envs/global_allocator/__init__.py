@@ -2,5 +2,6 @@
 
 from envs.global_allocator.env import GlobalAllocatorEnv
 from envs.global_allocator.level import GlobalLevel
+from envs.global_allocator.moves import MovesLevel
 
-__all__ = ["GlobalAllocatorEnv", "GlobalLevel"]
+__all__ = ["GlobalAllocatorEnv", "GlobalLevel", "MovesLevel"]

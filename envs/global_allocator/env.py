@@ -13,7 +13,8 @@ class GlobalAllocatorEnv(PlannerEnv):
     """Set the quotas of all pools; a local planner scales each pool within its quota.
 
     - **Observation**: one float32 vector, see `hrl_planner.encoding`: pools (P x 41: features and
-      the prior's plan), mask (P), classes (C x 13), free GPUs by type (T), time (3).
+      the prior's plan), mask (P), classes (C x 13), free GPUs by type (T), limits
+      (P x 7), time (3).
       `env.unwrapped.layout.split(observation)` gives the parts by name.
     - **Action**: float32 (P,) in [-1, 1], a residual on the prior's allocation:
       `desired = plan + a * max(1, plan / 2)`, then projected onto the budget. Action 0 is the

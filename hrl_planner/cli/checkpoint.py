@@ -33,7 +33,8 @@ def show(
         "format": str(manifest.format_version),
         "feature schema": manifest.feature_schema.hash,
         "trained on": f"{spec.get('name')}, {len(spec.get('pools', ()))} pools",
-        "corrects": f"{manifest.prior}, {manifest.head} head",
+        "corrects": f"{manifest.prior}, {manifest.head} head"
+        + (f", at most {manifest.moves} a decision" if manifest.moves else ""),
         "allocator": f"{weights:,} numbers, {manifest.allocator.hidden} wide"
         + (", attention" if manifest.allocator.attention else ""),
         "scaler": "the rule"

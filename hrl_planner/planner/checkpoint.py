@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -49,12 +49,18 @@ class NetworkInfo(_Model):
     attention: bool
     pooled: bool
     outputs: int = Field(ge=1, le=4096)
+    scorer: bool = False
 
     @property
     def shape(self) -> NetShape:
         """The sizes as the forward pass takes them."""
         return NetShape(
-            self.class_hidden, self.hidden, int(self.attention), int(self.pooled), self.outputs
+            self.class_hidden,
+            self.hidden,
+            int(self.attention),
+            int(self.pooled),
+            self.outputs,
+            int(self.scorer),
         )
 
     @classmethod
@@ -66,6 +72,7 @@ class NetworkInfo(_Model):
             attention=bool(shape.attention),
             pooled=bool(shape.pooled),
             outputs=shape.outputs,
+            scorer=bool(shape.scorer),
         )
 
 
@@ -98,6 +105,7 @@ class Manifest(_Model):
     format_version: int
     name: str
     head: Literal["residual", "moves", "flat"]
+    moves: int = Field(0, ge=0, le=64, description="most moves of a decision, of head moves")
     prior: str = Field(description="policy the allocator corrects, as the registry spells it")
     allocator: NetworkInfo
     scaler: NetworkInfo | None = None
@@ -109,6 +117,15 @@ class Manifest(_Model):
     metrics: dict[str, float] = Field(default_factory=dict, description="at the end of training")
     git_revision: str = "unknown"
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        if (self.head == "moves") != (self.moves > 0) or (self.moves > 0) != self.allocator.scorer:
+            raise ValueError(
+                f"head {self.head} does not go with moves: {self.moves} and "
+                f"allocator.scorer: {self.allocator.scorer}"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ def allocator_of(checkpoint: Checkpoint, log: Interventions | None) -> Policy:
 
     manifest = checkpoint.manifest
     learned = LearnedAllocator(
-        checkpoint.allocator, make_policy(manifest.prior), flat=manifest.head == "flat"
+        checkpoint.allocator,
+        make_policy(manifest.prior),
+        flat=manifest.head == "flat",
+        moves=manifest.moves,
     )
     if log is None:
         return learned

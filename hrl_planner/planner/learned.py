@@ -1,10 +1,10 @@
 """Trained networks as policies: the allocator corrects a planner's plan, the scaler follows it.
 
-    observation -> prior (the fluid LP) -> vector -> network -> action -> residual -> replicas
+    observation -> prior (the fluid LP) -> vector -> network -> residual or moves -> replicas
 
-The functions are those the environments train with: encoding, `residual`, `scale_pools`, budget
-projection. Neither torch nor gymnasium is imported. These policies trust what they see; `shield`
-stands around them wherever a cluster depends on it.
+The functions are those the environments train with: encoding, `residual`, `moves`, `scale_pools`,
+budget projection. Neither torch nor gymnasium is imported. These policies trust what they see;
+`shield` stands around them wherever a cluster depends on it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hrl_planner.features import FeatureScales
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.allocator import residual
 from hrl_planner.planner.loop import current_targets
+from hrl_planner.planner.moves import Room, apply_moves, best_moves
 from hrl_planner.planner.network import Network
 from hrl_planner.planner.policy import FloatArray, Listener, Plan, PlanContext, Policy
 from hrl_planner.planner.rule import RuleParameters, RulePools
@@ -69,14 +70,15 @@ class LearnedAllocator:
         network: its weights.
         prior: makes the plan that actions are relative to.
         flat: there are no local planners: act every local interval on the latest plan.
+        moves: most moves of a decision; 0 where the network answers residuals.
     """
 
     name = "learned"
 
-    def __init__(self, network: Network, prior: Policy, flat: bool = False) -> None:
+    def __init__(self, network: Network, prior: Policy, flat: bool = False, moves: int = 0) -> None:
         """See the class."""
         self.network, self.prior = network, prior
-        self._flat = flat
+        self._flat, self._moves = flat, moves
         self._plan: Plan | None = None
         self._next_plan_s = -np.inf
         self.interval_s = 60.0
@@ -125,18 +127,22 @@ class LearnedAllocator:
         write_plan(vector, reader.layout, plan, reader.scales)
         return vector
 
-    def action(self, vector: Vector) -> FloatArray:
-        """Return the network's action, one number per pool."""
+    def desired(self, plan: Plan, vector: Vector) -> FloatArray:
+        """Return the replicas the network asks for."""
         reader = self.reader
         n_pools, n_classes = len(reader.spec.pools), len(reader.spec.slo_classes)
         net, shape = self.network
-        return outputs_of(net, shape, vector, n_pools, n_classes)[:, 0].astype(np.float64)
+        out = outputs_of(net, shape, vector, n_pools, n_classes)
+        if not np.all(np.isfinite(out)):
+            raise PolicyError("policy learned: the network's answer is not finite")
+        if not self._moves:
+            return residual(plan.replicas.astype(np.float64), out[:, 0].astype(np.float64))
+        room = Room.of(reader.scales.limits, plan.replicas / reader.scales.max_replicas)
+        return apply_moves(room, best_moves(self.network, out, room, self._moves), n_pools)
 
     def correct(self, observation: ClusterObservation, plan: Plan, vector: Vector) -> Plan:
         """Return a plan with the network's action applied, within the budget."""
-        desired = residual(plan.replicas.astype(np.float64), self.action(vector))
-        if not np.all(np.isfinite(desired)):
-            raise PolicyError("policy learned: the network's answer is not finite")
+        desired = self.desired(plan, vector)
         replicas = project(desired, current_targets(observation), self.reader.budget)
         moved = int(np.abs(replicas - plan.replicas).sum())
         reason = f"learned: {moved} replicas off the plan; {plan.reason}"

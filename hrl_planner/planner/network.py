@@ -5,6 +5,7 @@
     attention, where the network has it: h + softmax(q k' / sqrt(H)) v w
     allocator: h + mean and max of h over pools (DeepSets, Zaheer et al., arXiv 1703.06114)
     -> dense tanh -> dense = outputs per pool
+    moves: the outputs go on through a scorer, see `moves`
 
 Every pool goes through the same weights and pools meet only in symmetric functions, so permuting
 pools permutes the answer, and one network reads any number of pools and classes. All weights are
@@ -27,6 +28,7 @@ from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS
 Float32Array = NDArray[np.float32]
 
 NORMALISED_LIMIT = 5.0
+N_MOVE_INPUTS = 3
 
 
 class NetShape(NamedTuple):
@@ -38,6 +40,7 @@ class NetShape(NamedTuple):
         attention: 1 if pools attend to each other.
         pooled: 1 if the head sees all pools (allocator), 0 if only its own (scaler).
         outputs: numbers per pool.
+        scorer: 1 if a scorer of moves stands behind the outputs, which `forward` leaves alone.
     """
 
     class_hidden: int
@@ -45,6 +48,7 @@ class NetShape(NamedTuple):
     attention: int
     pooled: int
     outputs: int
+    scorer: int = 0
 
     def layers(self) -> dict[str, tuple[int, int]]:
         """Return every dense layer's (inputs, outputs) in the order they are packed."""
@@ -58,6 +62,10 @@ class NetShape(NamedTuple):
             sizes |= {name: (h, h) for name in ("query", "key", "value", "mix")}
         sizes["head_1"] = (3 * h if self.pooled else h, h)
         sizes["head_2"] = (h, self.outputs)
+        if self.scorer:
+            sizes["move"] = (N_MOVE_INPUTS, self.outputs)
+            sizes["pair"] = (self.outputs, 2)
+            sizes["stop"] = (2 * self.outputs, 1)
         return sizes
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -109,6 +117,16 @@ def pack(tensors: Mapping[str, NDArray[np.float32]], shape: NetShape) -> Float32
             raise ValueError(f"tensor {name} has shape {found.shape}, expected {expected}")
         parts.append(found.ravel())
     return np.ascontiguousarray(np.concatenate(parts), np.float32)
+
+
+def unpack(net: Float32Array, shape: NetShape) -> dict[str, Float32Array]:
+    """Return the tensors of a packed network by name, as views."""
+    tensors, at = {}, 0
+    for name, size in shape.tensors().items():
+        end = at + int(np.prod(size))
+        tensors[name] = net[at:end].reshape(size)
+        at = end
+    return tensors
 
 
 @compiled

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_planner._compiled import compiled, lean
-from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, write_vector
+from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, TIME_COLUMNS, write_vector
 from hrl_planner.features import (
     CLASS_FEATURES,
     POOL_FEATURES,
@@ -20,6 +20,7 @@ from hrl_planner.features import (
     encode_classes,
     encode_pools,
 )
+from hrl_planner.limits import N_LIMIT_COLUMNS
 from hrl_planner.observation import POOL_FIELDS
 from hrl_planner.planner.network import NetShape, forward
 from hrl_planner.planner.rule import RulePools, rule_targets
@@ -74,7 +75,8 @@ def scaler_input(
     class_features = np.empty((n_classes, _N_CLASS), np.float32)
     encode_pools(rows, scales, features)
     encode_classes(class_rows, scales, class_features)
-    size = n_pools * (N_POOL_COLUMNS + 1) + n_classes * N_CLASS_COLUMNS + n_types + 3
+    per_pool = N_POOL_COLUMNS + 1 + N_LIMIT_COLUMNS
+    size = n_pools * per_pool + n_classes * N_CLASS_COLUMNS + n_types + len(TIME_COLUMNS)
     out = np.empty(size, np.float32)
     write_vector(
         rows, features, class_features, wish, scales, (n_pools, n_classes, n_types),
