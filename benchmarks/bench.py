@@ -1,4 +1,4 @@
-"""Every figure of `make bench`: the simulator, the environments, and how fast a second start is.
+"""Every figure of `make bench`: the simulator, the environments, decisions, a second start.
 
 Prints tables and, last, one JSON object on one line. docs/simulator.md says what is measured where;
 run it on an otherwise idle machine.
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from benchmarks import bench_env, bench_sim
+from benchmarks import bench_decision, bench_env, bench_sim
 
 _START = [
     *(sys.executable, "-m", "hrl_planner.cli", "simulate"),
@@ -34,6 +34,7 @@ def main() -> None:
     """Measure and print."""
     figures = bench_sim.measure()
     figures |= bench_env.measure()
+    figures |= bench_decision.main()
     figures["second_start_s"] = round(second_start_s(), 3)
     print(f"second start of the command line, one minute simulated: {figures['second_start_s']} s")
     print(json.dumps(figures))

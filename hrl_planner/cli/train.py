@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,8 @@ def train(
 
       hrl-planner train --config experiments/train/reference.yaml --seeds 10 --backend ray
     """
+    # Read when numba starts its threads: idle ones must not spin on the core that learns.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from agents.train.config import load_config
     from hrl_planner.errors import TrainingError
 
