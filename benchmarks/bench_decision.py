@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_decision
 
-`network` is encoding, forward pass, residual and projection; `lp` the fluid LP whose plan it corrects.
-A second process without numba shows what a planner image that has numpy alone needs. Prints a table and, last, one line of JSON.
+`network` is encoding, forward pass, residual and projection; `lp` the fluid LP whose plan it
+corrects. A second process without numba shows what a planner image that has numpy alone needs.
+Prints a table and, last, one line of JSON.
 """
 
 from __future__ import annotations
