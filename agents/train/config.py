@@ -118,6 +118,7 @@ class StageConfig(_Model):
         try_quota: let a scaler that is not warm-started begin at taking the quota instead, where
             that does better on training days.
         noise_memory: how much of a step's exploration noise the next one keeps.
+        paired: learn from the gain over action 0 on the same day, see `agents.train.paired`.
         penalty: weight of GPUs asked for beyond the budget in the reward; 0 leaves all to the
             projection.
         ppo: the algorithm's numbers.
@@ -137,6 +138,7 @@ class StageConfig(_Model):
     odds: float = Field(2.0, ge=0)
     try_quota: bool = True
     noise_memory: float = Field(0.85, ge=0, lt=1)
+    paired: bool = False
     penalty: float = Field(0.0, ge=0)
     ppo: PpoConfig = PpoConfig()
 

@@ -158,21 +158,20 @@ def _train_stage(
     level = make_level(
         stage, _prior_of(config, run, stage, done), None if below is None else below.network
     )
-    env = make_env(config, level, stage.n_envs, future=config.network.sees_future, validation=False)
-    validation = make_env(
-        config,
-        level,
-        config.validation.episodes,
-        future=config.network.sees_future,
-        validation=True,
-    )
+    future = config.network.sees_future
+    env = make_env(config, level, stage.n_envs, future=future, validation=False)
+    twin = None
+    if stage.paired:
+        twin = make_env(config, level, stage.n_envs, future=False, validation=False)
+    n_days = config.validation.episodes
+    validation = make_env(config, level, n_days, future=future, validation=True)
     state = read_state(folder)
     extent = Extent.empty()
     normaliser = Normaliser.identity()
     if state is None:
         seed = update_seed(config, index, _FEATURES_UPDATE)
         normaliser, extent = measure_features(env, stage, seed)
-    model = make_model(config, stage, env, normaliser)
+    model = make_model(config, stage, env, normaliser, twin)
     model.set_logger(configure(str(folder), ["tensorboard"]))
     policy = model.policy
     assert isinstance(policy, SetPolicy)

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents.policies.heads import Head, ResidualHead, ScalerHead
 from agents.policies.moves import MovesHead
 from agents.policies.network import Normaliser
 from agents.policies.policy import SetPolicy
 from agents.train.config import StageConfig, TrainConfig
+from agents.train.paired import PairedEnv
 from agents.train.randomise import RandomEpisodes
 from envs.cluster import FlatLevel
 from envs.controlled import Level
@@ -153,10 +154,23 @@ def measure_features(
 
 
 def make_model(
-    config: TrainConfig, stage: StageConfig, env: ClusterVecEnv, normaliser: Normaliser
+    config: TrainConfig,
+    stage: StageConfig,
+    env: ClusterVecEnv,
+    normaliser: Normaliser,
+    twin: ClusterVecEnv | None,
 ) -> PPO:
-    """Return the learner of a stage."""
+    """Return the learner of a stage.
+
+    Args:
+        config: the run.
+        stage: the stage.
+        env: the clusters it learns on.
+        normaliser: of the features.
+        twin: the same clusters again, where it learns from the gain over action 0.
+    """
     ppo = stage.ppo
+    learned_on: VecEnv = env if twin is None else PairedEnv(env, twin)
     shape = shape_of(stage, config)
     policy_arguments: dict[str, Any] = {
         "layout": env.layout,
@@ -167,7 +181,7 @@ def make_model(
     }
     return PPO(
         SetPolicy,
-        VecNormalize(env, norm_obs=False, norm_reward=True, gamma=ppo.gamma),
+        VecNormalize(learned_on, norm_obs=False, norm_reward=True, gamma=ppo.gamma),
         learning_rate=ppo.learning_rate,
         n_steps=stage.n_steps,
         batch_size=ppo.batch,
