@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from envs.controlled import Run
 from hrl_planner.encoding import Layout
-from hrl_planner.planner.allocator import residual
+from hrl_planner.planner.allocator import residual, unrounded
 from hrl_planner.planner.network import Network
 from hrl_planner.spec import ClusterSpec
 
@@ -41,7 +41,7 @@ class FlatLevel:
     def command(self, run: Run, action: Any) -> None:
         """Set the replicas of all pools; quotas are the same."""
         targets = run.simulation.cluster.pools["target"].astype(np.float64)
-        planned = targets if run.plan is None else run.plan.replicas.astype(np.float64)
+        planned = targets if run.plan is None else unrounded(run.plan)
         wanted = np.asarray(action, np.float64)[: planned.size]
         flows = None if run.plan is None else run.plan.flows
         run.control.override[:] = run.set_quotas(residual(planned, wanted), flows)

@@ -17,8 +17,8 @@ class GlobalAllocatorEnv(PlannerEnv):
       (P x 7), time (3).
       `env.unwrapped.layout.split(observation)` gives the parts by name.
     - **Action**: float32 (P,) in [-1, 1], a residual on the prior's allocation:
-      `desired = plan + a * max(1, plan / 2)`, then projected onto the budget. Action 0 is the
-      prior, the fluid LP planner.
+      `desired = plan + a * max(1, plan / 2)` with the plan before rounding, then projected onto
+      the budget. Action 0 is the prior, the fluid LP planner.
     - **Reward**: `envs.reward`: value-weighted share of offered requests attained, minus GPU
       price, minus churn.
     - **Step**: the spec's `intervals.global_s`; inside it the rule-based local planner acts every

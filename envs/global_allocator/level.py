@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from envs.controlled import Run
 from hrl_planner.encoding import Layout
-from hrl_planner.planner.allocator import residual
+from hrl_planner.planner.allocator import residual, unrounded
 from hrl_planner.planner.network import Network
 from hrl_planner.spec import ClusterSpec
 
@@ -47,6 +47,6 @@ class GlobalLevel:
         """Set quotas and the router's weights."""
         plan = run.plan
         assert plan is not None
-        planned = plan.replicas.astype(np.float64)
+        planned = unrounded(plan)
         wanted = np.asarray(action, np.float64)[: planned.size]
         run.set_quotas(residual(planned, wanted), plan.flows)

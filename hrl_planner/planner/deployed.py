@@ -89,7 +89,8 @@ class DeployedPlanner:
 
     def listen(self, observation: ClusterObservation) -> FloatArray | None:
         """Let the allocator see what happens between its decisions, where it stands alone."""
-        return self._policy.listen(observation) if isinstance(self._policy, Listener) else None
+        policy: object = self._policy
+        return policy.listen(observation) if isinstance(policy, Listener) else None
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Answer one observation."""

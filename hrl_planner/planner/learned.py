@@ -19,7 +19,7 @@ from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, Layout, write_
 from hrl_planner.errors import PolicyError
 from hrl_planner.features import FeatureScales
 from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner.allocator import residual
+from hrl_planner.planner.allocator import residual, unrounded
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.moves import Room, apply_moves, best_moves
 from hrl_planner.planner.network import Network
@@ -136,7 +136,7 @@ class LearnedAllocator:
         if not np.all(np.isfinite(out)):
             raise PolicyError("policy learned: the network's answer is not finite")
         if not self._moves:
-            return residual(plan.replicas.astype(np.float64), out[:, 0].astype(np.float64))
+            return residual(unrounded(plan), out[:, 0].astype(np.float64))
         room = Room.of(reader.scales.limits, plan.replicas / reader.scales.max_replicas)
         return apply_moves(room, best_moves(self.network, out, room, self._moves), n_pools)
 

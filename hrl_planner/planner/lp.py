@@ -168,7 +168,8 @@ class FluidPlanner:
         if not self._arrays.fits(whole.astype(np.int64)):
             whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
         self._weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
-        self._advice = Advice(best.marginal, demand.planned)
+        wish = best.replicas + 0.5 - self._round_up
+        self._advice = Advice(wish, best.marginal, demand.planned)
         flows = self._route(ready, demand, rates)
         reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
         if self._blind.size:

@@ -51,10 +51,12 @@ class Advice:
     """What a planner knows beyond its plan; a learned policy on top of it reads it.
 
     Attributes:
+        wish: replicas before they were rounded to the nearest, shape (P,).
         marginal: value of one more GPU in each pool, where serving all is worth 1, shape (P,).
         planned_rps: rate each class was planned for, shape (C,).
     """
 
+    wish: FloatArray
     marginal: FloatArray
     planned_rps: FloatArray
 
