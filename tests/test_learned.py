@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs.base import PlannerEnv
 from envs.global_allocator import GlobalLevel
 from envs.local_scaler.level import AllPoolsLevel
 from envs.simulation import SimResult, Simulation
+from hrl_planner.budget import BudgetArrays, project
 from hrl_planner.encoding import Layout
 from hrl_planner.errors import PolicyError
 from hrl_planner.planner import PlanContext, loop
-from hrl_planner.planner.policy import Policy
+from hrl_planner.planner.allocator import residual, unrounded
+from hrl_planner.planner.policy import Advice, Plan, Policy
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.scaler import CHANGES, TO_QUOTA, outputs_of, target_of
 from hrl_planner.spec import ClusterSpec
@@ -108,3 +112,40 @@ def test_parameters_that_cannot_be_are_refused(tmp_path: Path) -> None:
         make_policy(f"learned:path={path},local=other")
     with pytest.raises(PolicyError, match="decide before reset"):
         make_policy(f"learned:path={path}").decide(Simulation(SPEC, requests()).observe())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 7), st.floats(-2.0, 9.0)), min_size=4, max_size=4))
+def test_no_action_gives_the_plan_however_it_was_rounded(
+    pools: list[tuple[int, float]],
+) -> None:
+    arrays = BudgetArrays.from_spec(SPEC)
+    wanted = np.array([float(n) for n, _ in pools])
+    replicas = project(wanted, np.zeros(4, np.int64), arrays)
+    wish = np.array([x for _, x in pools])
+    advice = Advice(wish, np.zeros(4), np.zeros(len(SPEC.slo_classes)))
+    desired = residual(unrounded(Plan(replicas, advice=advice)), np.zeros(4))
+    np.testing.assert_array_equal(project(desired, replicas, arrays), replicas)
+
+
+def test_a_small_action_moves_what_was_rounded_nearly_the_other_way() -> None:
+    replicas = np.array([2, 2, 2, 2])
+    wish = np.array([2.45, 2.0, 1.55, 2.0])
+    plan = Plan(replicas, advice=Advice(wish, np.zeros(4), np.zeros(len(SPEC.slo_classes))))
+    arrays = BudgetArrays.from_spec(SPEC)
+    desired = residual(unrounded(plan), np.array([0.1, 0.1, -0.1, -0.1]))
+    moved = project(desired, replicas, arrays) - replicas
+    assert moved.tolist() == [1, 0, -1, 0]
+
+
+def test_between_its_plans_the_global_planner_still_sees_the_load_and_routes_it() -> None:
+    spec = SPEC.replace(intervals=SPEC.intervals.model_copy(update={"global_s": 120.0}))
+    simulation = Simulation(spec, requests(duration_s=300.0, busy_s=300.0), seed=0)
+    policy = make_policy("lp+rule")
+    policy.reset(PlanContext(spec, class_id=simulation.class_id))
+    flows = 0
+    for k in range(12):
+        simulation.advance_to(10.0 * (k + 1))
+        plan = policy.decide(simulation.observe())
+        flows += plan.flows is not None
+    assert flows == 12

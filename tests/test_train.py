@@ -17,10 +17,13 @@ import yaml
 from typer.testing import CliRunner
 
 from agents.train.config import TrainConfig, load_config, parse
+from agents.train.paired import PairedEnv
 from agents.train.randomise import FIRST_TRAINING_DAY, FIRST_VALIDATION_DAY, RandomEpisodes
 from agents.train.run import train
+from agents.train.stage import make_env
 from agents.train.state import STATE_FILE
 from envs.episodes import EpisodeOptions
+from envs.global_allocator import GlobalLevel
 from hrl_planner.budget import BudgetArrays
 from hrl_planner.cli import app
 from hrl_planner.errors import TrainingError
@@ -150,6 +153,40 @@ def test_episodes_of_training_and_validation_never_share_a_day() -> None:
             assert {p.role for p in episode.spec.pools} == {p.role for p in spec.pools}
             assert episode.truth is not None
             assert [p.name for p in episode.truth.pools] == [p.name for p in episode.spec.pools]
+
+
+def test_a_twin_shares_day_and_luck_so_that_action_0_gains_nothing() -> None:
+    config = tiny(randomise={**TINY["randomise"], "durations_s": [180.0], "tightness": [1.0, 1.0]})
+    env, twin = (
+        make_env(config, GlobalLevel("lp"), 2, future=False, validation=False) for _ in range(2)
+    )
+    paired = PairedEnv(env, twin)
+    paired.seed(5)
+    paired.reset()
+    idle = np.zeros((2, *(env.action_space.shape or ())), np.float32)
+    gains = [paired.step(idle)[1] for _ in range(5)]  # over the end of the first episodes
+    np.testing.assert_array_equal(gains, np.zeros((5, 2)))
+    gains = [paired.step(idle - 1.0)[1] for _ in range(4)]
+    assert np.any(np.array(gains) != 0.0)
+
+
+def test_a_config_may_be_another_one_with_changes(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
+    path = tmp_path / "other.yaml"
+    path.write_text(
+        yaml.safe_dump({"base": "base.yaml", "name": "o", "set": {"stages.0.steps": 7}})
+    )
+    changed = load_config(path, ("stages.0.odds=3",))
+    assert (changed.name, changed.stages[0].steps, changed.stages[0].odds) == ("o", 7, 3.0)
+    assert changed.stages[1] == tiny().stages[1]
+    path.write_text(yaml.safe_dump({"base": "base.yaml", "set": {"stages.9.steps": 7}}))
+    with pytest.raises(TrainingError, match=r"set\.stages\.9\.steps: there is no '9'"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("path", sorted(Path("experiments/train").glob("*.yaml")), ids=str)
+def test_every_config_that_ships_is_valid(path: Path) -> None:
+    assert load_config(path).stages
 
 
 @pytest.mark.parametrize(
