@@ -44,7 +44,8 @@ $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.stamp-demo
 	$(BIN)/hrl-planner evaluate --spec reference --scenario diurnal-mix --scenario pd-ratio-shift \
-	  --policy static --policy hpa --policy queue-length --policy rule --policy lp --policy lp-oracle \
+	  --policy static --policy hpa --policy queue-length --policy rule --policy lp --policy learned \
+	  --policy lp-oracle \
 	  --seeds 3 --out $(DEMO_OUT)
 
 test: $(VENV)/.stamp-dev
