@@ -28,11 +28,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from agents._threads import one_thread_each
 from hrl_planner.errors import HrlPlannerError
 
 _POLL_S = 0.2
-# One thread per worker: parallelism comes from the processes.
-_THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Jobs(Protocol):
@@ -224,7 +223,7 @@ class _Pool:
         waiting = deque(cells)
         suspects: deque[Hashable] = deque()
         while (waiting or suspects) and not self._stop():
-            with _one_thread_each():
+            with one_thread_each():
                 executor = ProcessPoolExecutor(
                     self._workers,
                     mp_context=self._spawn,
@@ -316,21 +315,6 @@ def _stop(executor: ProcessPoolExecutor) -> None:
     executor.shutdown(wait=False, cancel_futures=True)
     for process in multiprocessing.active_children():
         process.terminate()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Environment in which spawned workers start with one thread per library."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from agents._threads import one_thread_each
 from hrl_planner.errors import TrainingError
 
 BACKENDS = ("local", "ray")
-_THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class Executor(Protocol):
@@ -48,14 +48,14 @@ class LocalExecutor:
     def __init__(self, width: int | None = None) -> None:
         """See the class."""
         self.width = width or len(os.sched_getaffinity(0))
-        with _single_threaded():
+        with one_thread_each():
             # Spawned: a fork after numba's threads have started does not survive.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self.width, context, max_tasks_per_child=1)
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Begin a job."""
-        with _single_threaded():
+        with one_thread_each():
             return self._pool.submit(job, *arguments)
 
     def finished(self, handles: Sequence[Future[Any]], timeout_s: float) -> list[Future[Any]]:
@@ -120,18 +120,3 @@ def open_executor(backend: str) -> Iterator[Executor]:
         yield executor
     finally:
         executor.close()
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Environment in which spawned processes start with one thread per library."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
