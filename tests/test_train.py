@@ -42,7 +42,12 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "spec": "small",
     "network": {"hidden": 8, "scaler_hidden": 6, "class_hidden": 4},
-    "randomise": {"durations_s": [300.0], "load": [0.2, 0.4], "scenarios": ["steady-no-flap"]},
+    "randomise": {
+        "durations_s": [300.0],
+        "load": [0.2, 0.4],
+        "scenarios": ["steady-no-flap"],
+        "as_told": 0.0,
+    },
     "validation": {"episodes": 2, "every": 1},
     "stages": [SCALER, ALLOCATOR],
 }

@@ -53,6 +53,8 @@ class RandomiseConfig(_Model):
         scrape_lag_s: age of the metrics.
         drop_pool: chance that a pool does not exist.
         failures: chance that workers fail at all, then every 2 hours each.
+        as_told: chance that of all this only load and budget differ, and the cluster is what planners
+            are told: most clusters are, most of the time.
     """
 
     scenarios: tuple[str, ...] = TRAINING
@@ -64,6 +66,7 @@ class RandomiseConfig(_Model):
     scrape_lag_s: tuple[float, float] = (2.0, 30.0)
     drop_pool: float = Field(0.1, ge=0, lt=1)
     failures: float = Field(0.1, ge=0, le=1)
+    as_told: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> RandomiseConfig:

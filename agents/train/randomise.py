@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from agents.bounds.specs import tighten
 from agents.train.config import RandomiseConfig
 from envs.episodes import Episode, EpisodeOptions, make_episode
 from hrl_planner.encoding import DAY_S
@@ -55,14 +56,13 @@ class RandomEpisodes:
             load=load,
         )
         episode = make_episode(options, generator, day=int(generator.integers(*self._days)))
+        start_s = float(generator.uniform(0.0, DAY_S))
+        if generator.random() < config.as_told:
+            return replace(episode, spec=tighten(episode.spec, budget), start_s=start_s)
         named = frozenset(event.pool for event in episode.events if event.pool is not None)
         told = vary(episode.spec, config, budget, generator, named)
-        return replace(
-            episode,
-            spec=told,
-            truth=truth_of(told, config.profile_error, generator),
-            start_s=float(generator.uniform(0.0, DAY_S)),
-        )
+        truth = truth_of(told, config.profile_error, generator)
+        return replace(episode, spec=told, truth=truth, start_s=start_s)
 
 
 def vary(
@@ -81,8 +81,6 @@ def vary(
         generator: draws.
         needed: pools that stay, because something will happen to them.
     """
-    from agents.bounds.specs import tighten
-
     kept = _pools(spec, config.drop_pool, generator, needed)
     factor = float(np.exp(generator.uniform(*np.log(config.startup))))
     mtbf_h = _MTBF_H if generator.random() < config.failures else None
