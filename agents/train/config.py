@@ -53,8 +53,8 @@ class RandomiseConfig(_Model):
         scrape_lag_s: age of the metrics.
         drop_pool: chance that a pool does not exist.
         failures: chance that workers fail at all, then every 2 hours each.
-        as_told: chance that of all this only load and budget differ, and the cluster is what planners
-            are told: most clusters are, most of the time.
+        as_told: chance that of all this only load and budget differ, and the cluster is what
+            planners are told: most clusters are, most of the time.
     """
 
     scenarios: tuple[str, ...] = TRAINING
