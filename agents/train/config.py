@@ -66,7 +66,7 @@ class RandomiseConfig(_Model):
     scrape_lag_s: tuple[float, float] = (2.0, 30.0)
     drop_pool: float = Field(0.1, ge=0, lt=1)
     failures: float = Field(0.1, ge=0, le=1)
-    as_told: float = Field(0.5, ge=0, le=1)
+    as_told: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> RandomiseConfig:

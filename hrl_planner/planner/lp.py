@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hrl_planner.budget import project
 from hrl_planner.capacity import DECODE, CapacityModel, ClassLoad, capacity
@@ -121,6 +122,7 @@ class FluidPlanner:
         self._mean_plan: FloatArray | None = None
         n_types = self._arrays.type_budget.size
         self._pending_since_s = np.full(n_types, np.inf)
+        self._idle_since_s = np.full(len(spec.pools), np.inf)
         self._ready = True
 
     def decide(self, observation: ClusterObservation) -> Plan:
@@ -167,14 +169,30 @@ class FluidPlanner:
         whole = np.ceil(best.replicas - self._round_up)
         if not self._arrays.fits(whole.astype(np.int64)):
             whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
+        idle = self._idle(observation) & (best.flows.sum(axis=0) <= 0.0)
+        whole = np.where(idle, self._minimum, whole)
         self._weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
-        wish = best.replicas + 0.5 - self._round_up
+        wish = np.where(idle, whole, best.replicas + 0.5 - self._round_up)
         self._advice = Advice(wish, best.marginal, demand.planned)
         flows = self._route(ready, demand, rates)
         reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
         if self._blind.size:
             reason += f"; no profile, by rule: pools {self._blind.tolist()}"
         return whole, flows, reason
+
+    def _idle(self, observation: ClusterObservation) -> NDArray[np.bool_]:
+        """Say which pools have had nothing to do for as long as a peak counts.
+
+        The cost of stopping outweighs the price of the cheaper GPUs: by the LP alone, what is idle
+        would stay for ever.
+        """
+        at_work = observation.pool_field("arrivals_rps")
+        for name in ("running", "waiting"):
+            at_work = at_work + _or_zero(observation.pool_field(name))
+        since = self._idle_since_s
+        since[np.isinf(since)] = observation.now_s
+        since[~(at_work <= 0.0)] = np.inf  # unknown is not idle
+        return observation.now_s - since >= self._hold_s
 
     def _source(self, context: PlanContext) -> DemandSource:
         horizon_s = startup_horizon_s(context.spec)
