@@ -16,6 +16,7 @@ from hrl_planner.cli import app
 from hrl_planner.errors import CheckpointError
 from hrl_planner.planner.checkpoint import load, shipped
 from hrl_planner.planner.network import pack
+from hrl_planner.spec import ClusterSpec
 from tests.networks import ALLOCATOR, SCALER, tensors, write_checkpoint
 
 
@@ -143,3 +144,13 @@ print(plan.replicas.tolist(), plan.reason)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "learned" in done.stdout
+
+
+def test_the_checkpoint_that_ships_fits_the_spec_it_ships_for() -> None:
+    manifest = load(shipped("reference")).manifest
+    spec = ClusterSpec.load("reference")
+    assert manifest.spec["name"] == spec.name
+    assert [pool["name"] for pool in manifest.spec["pools"]] == [pool.name for pool in spec.pools]
+    arguments = ["simulate", "--scenario", "steady-no-flap", "--policy", "learned", "--until", "90"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output

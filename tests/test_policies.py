@@ -140,7 +140,7 @@ def test_lp_leaves_a_long_outage_on_its_mean_plan() -> None:
 
 
 def test_lp_goes_to_the_floor_without_traffic() -> None:
-    policy = planner(hold_s=60.0)
+    policy = planner(hold_s=60.0, idle_s=120.0)
     policy.decide(busy(10.0))
     quiet = busy(200.0, rate=0.0)
     policy.decide(quiet)

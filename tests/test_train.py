@@ -48,7 +48,7 @@ TINY: dict[str, Any] = {
         "scenarios": ["steady-no-flap"],
         "as_told": 0.0,
     },
-    "validation": {"episodes": 2, "every": 1},
+    "validation": {"episodes": 2, "every": 1, "final": 2},
     "stages": [SCALER, ALLOCATOR],
 }
 
@@ -83,6 +83,7 @@ def test_three_stages_end_in_a_checkpoint_of_both_levels(finished: Path) -> None
     assert manifest.reward_normaliser is not None
     for low, high in (*manifest.ranges.pools.values(), *manifest.ranges.classes.values()):
         assert np.isfinite(low) and low <= high
+    assert manifest.metrics["stage_2_final_gain"] >= 0.0
     assert manifest.metrics["stage_2_best_score"] >= manifest.metrics["stage_2_prior_score"]
     assert "tiny" in (finished / "checkpoint" / "README.md").read_text()
     assert list(finished.glob("stage-2-allocator/events.out.tfevents.*"))

@@ -162,6 +162,7 @@ class ValidationConfig(_Model):
 
     episodes: int = Field(24, ge=1)
     every: int = Field(10, ge=1, description="updates between two validations")
+    final: int = Field(96, ge=2, description="other days, for the scale of a trained residual")
 
 
 class TrainConfig(_Model):

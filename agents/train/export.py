@@ -28,6 +28,7 @@ A global allocator{scaler} for `hrl-planner`, trained on the spec `{spec}`.
 |---|---|---|---|---|---|
 {rows}
 
+{final}
 Scores are the mean reward per step on validation days (value-weighted attainment minus price minus
 churn, see `envs/reward.py`); "before" is action 0, the planner without learning it starts from.
 
@@ -125,6 +126,9 @@ def _metrics(done: list[Trained]) -> dict[str, float]:
         p = t.progress
         for name in ("prior_score", "best_score", "prior_attained", "best_attained"):
             metrics[f"stage_{number}_{name}"] = round(float(getattr(p, name)), 5)
+        if t.shrunk is not None:
+            for name, value in vars(t.shrunk).items():
+                metrics[f"stage_{number}_final_{name}"] = round(float(value), 5)
     return metrics
 
 
@@ -135,7 +139,15 @@ def _card(config: TrainConfig, manifest: Manifest, done: list[Trained]) -> str:
         f"| {t.progress.prior_attained:.4f} | {t.progress.best_attained:.4f} |"
         for t in done
     )
+    final = "".join(
+        f"The residual was then scaled by {t.shrunk.scale:g}: on {config.validation.final} other\n"
+        f"validation days it gains {t.shrunk.gain:+.4f} (standard error {t.shrunk.error:.4f}) in "
+        f"score,\n{t.shrunk.attained:+.4f} in value attained, over action 0.\n"
+        for t in done
+        if t.shrunk is not None
+    )
     return _CARD.format(
+        final=final,
         name=config.name,
         spec=config.spec,
         scaler=" and a local scaler" if manifest.scaler else "",

@@ -30,6 +30,7 @@ from agents.train import export
 from agents.train.callbacks import Progress, StageCallback
 from agents.train.config import StageConfig, TrainConfig
 from agents.train.many import STATUS_FILE
+from agents.train.shrink import Shrunk, shrink
 from agents.train.stage import (
     VALIDATION_SEED,
     Extent,
@@ -64,6 +65,7 @@ class Trained:
         extent: of the features seen.
         progress: how it went.
         reward: mean, variance and count of the reward's normaliser.
+        shrunk: how much of a residual was kept and what it gains; None where there is none.
     """
 
     stage: StageConfig
@@ -72,6 +74,7 @@ class Trained:
     extent: Extent
     progress: Progress
     reward: tuple[float, float, float]
+    shrunk: Shrunk | None
 
 
 OnProgress = Callable[[int, StageConfig, Progress, int], None]
@@ -200,10 +203,15 @@ def _train_stage(
         model.logger.close()
     env.close()
     validation.close()
+    shrunk = None
+    if stage.level != "scaler" and stage.head == "residual":
+        days = make_env(config, level, config.validation.final, future=future, validation=True)
+        best, shrunk = shrink(days, policy, best)
+        days.close()
     rms = model.get_env().ret_rms  # type: ignore[union-attr]
     reward = (float(rms.mean), float(rms.var), float(rms.count))
     network = Network(pack(best, shape_of(stage, config)), shape_of(stage, config))
-    return Trained(stage, best, network, extent, progress, reward)
+    return Trained(stage, best, network, extent, progress, reward, shrunk)
 
 
 def _write_status(
