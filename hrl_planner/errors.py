@@ -8,6 +8,10 @@
       PolicyError     an unknown policy or a parameter it does not have
       CheckpointError a trained planner is missing, damaged or does not fit
       TrainingError   a training config or folder is at fault
+      RouterError     a router config, a workers file or a tokenizer is at fault
+      EngineError     a mock engine was asked for something that cannot be
+      LoadError       a load run was misdescribed, or nothing answers
+      KubeError       the API server refused, or lacks what a planner needs
 
 Whoever raises one writes a message that names the file, the field and the value, and what would
 be right. The command line prints that message and exits with status 2; it never shows a traceback
@@ -45,3 +49,19 @@ class CheckpointError(HrlPlannerError):
 
 class TrainingError(HrlPlannerError):
     """A training config is malformed, or a training folder cannot be continued."""
+
+
+class RouterError(HrlPlannerError):
+    """A router config, a workers file or a tokenizer is malformed or contradicts itself."""
+
+
+class EngineError(HrlPlannerError):
+    """A mock engine was asked for a worker that cannot exist, or its port is taken."""
+
+
+class LoadError(HrlPlannerError):
+    """A load run is misdescribed, or nothing answers at its address."""
+
+
+class KubeError(HrlPlannerError):
+    """The API server refused, or lacks a resource or a permission that a planner needs."""

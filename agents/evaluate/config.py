@@ -28,7 +28,18 @@ _SOURCES = (
     "agents/bounds/*.py",
     "agents/evaluate/metrics.py",
 )
-_NOT_SOURCES = ("hrl_planner/cli/", "envs/viewer", "hrl_planner/connectors/", "hrl_planner/router/")
+_NOT_SOURCES = (
+    "envs/viewer",
+    "hrl_planner/cli/",
+    "hrl_planner/control/",
+    "hrl_planner/kube/",
+    "hrl_planner/ledger",
+    "hrl_planner/load/",
+    "hrl_planner/localcluster/",
+    "hrl_planner/mock_engine/",
+    "hrl_planner/prompt",
+    "hrl_planner/router/",
+)
 
 
 @dataclass(frozen=True, slots=True)

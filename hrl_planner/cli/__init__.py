@@ -43,6 +43,17 @@ _EXTRAS = {
     "tensorboard": "train",
     "optuna": "train",
     "ray": "ray",
+    "envoy": "router",
+    "grpc": "router",
+    "dynamo": "router",
+    "tokenizers": "router",
+    "aiohttp": "router",
+    "zmq": "router",
+    "msgspec": "router",
+    "prometheus_client": "router",
+    "pythonjsonlogger": "router",
+    "uvloop": "router",
+    "watchfiles": "router",
 }
 
 
