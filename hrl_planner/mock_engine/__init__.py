@@ -1,0 +1,1 @@
+"""A mock engine: an OpenAI server whose timing follows a worker profile."""
