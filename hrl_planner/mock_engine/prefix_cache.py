@@ -63,3 +63,7 @@ class PrefixCache:
             evicted.append(self._blocks.popitem(last=False)[0])
         stored.reverse()
         return CacheChange(stored, evicted)
+
+    def clear(self) -> None:
+        """Forget every block."""
+        self._blocks.clear()
