@@ -10,6 +10,7 @@ from hrl_planner.prompt import (
     Tokenizer,
     WordTokenizer,
     given_ids,
+    is_chat,
     prompt_ids_async,
     prompt_text,
 )
@@ -37,7 +38,7 @@ class PromptHasher:
         Raises:
             ValueError: the prompt is malformed; the text can be shown to the client.
         """
-        ids = given_ids(prompt)
+        ids = None if is_chat(prompt) else given_ids(prompt)
         if ids is None and self._tokenizer is not None:
             ids = await prompt_ids_async(self._tokenizer, prompt)
         if ids is None:

@@ -158,7 +158,9 @@ def _answers(routed: Routed, with_headers: bool, streamed: bool, raw: bytes) -> 
     fields = answer.dynamic_metadata.fields[wire.NAMESPACE].struct_value.fields
     for name, value in values.items():
         fields[name].string_value = value
-    common = answer.request_headers.response if streamed else answer.request_body.response
+    half = answer.request_headers if streamed else answer.request_body
+    half.SetInParent()
+    common = half.response
     if with_headers:
         for name in (wire.DESTINATION, wire.FALLBACK):
             common.header_mutation.set_headers.append(_overwrite(name, values[name]))
@@ -196,7 +198,7 @@ def _immediate(refusal: Refusal) -> bytes:
     immediate = answer.immediate_response
     immediate.status.code = refusal.status
     immediate.body = refusal.body()
-    immediate.details = refusal.reason
+    immediate.details = f"{wire.REFUSED}{refusal.reason}"
     headers = immediate.headers.set_headers
     headers.append(_overwrite("content-type", "application/json"))
     if refusal.retry_after_s is not None:

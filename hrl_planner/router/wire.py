@@ -12,6 +12,8 @@ WORKER = "x-hrl-worker"  # names the worker in the answer's headers
 FLIGHT = "x-hrl-flight"  # number of the request, handed back by the access log
 NAMESPACE = "envoy.lb"
 
+REFUSED = "picker_"  # how the details of the picker's own answers begin
+
 # Where the picker finds what it needs of a request's headers, without being sent the headers.
 ATTRIBUTES = {
     "request_id": "request.id",
