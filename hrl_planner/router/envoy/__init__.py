@@ -1,0 +1,28 @@
+"""Envoy, the data plane: its bootstrap, its command line, and what it and the picker agree on."""
+
+from hrl_planner.router.envoy.bootstrap import GENERATION_PATHS, PICKER_HTTP_PATHS, bootstrap
+from hrl_planner.router.envoy.config import EnvoyConfig, command
+from hrl_planner.router.envoy.names import (
+    ACCESS_LOG_NAME,
+    ACCESS_LOG_TAGS,
+    DESTINATION,
+    FALLBACK,
+    METADATA,
+    REFUSED,
+    REQUEST_ATTRIBUTES,
+)
+
+__all__ = [
+    "ACCESS_LOG_NAME",
+    "ACCESS_LOG_TAGS",
+    "DESTINATION",
+    "FALLBACK",
+    "GENERATION_PATHS",
+    "METADATA",
+    "PICKER_HTTP_PATHS",
+    "REFUSED",
+    "REQUEST_ATTRIBUTES",
+    "EnvoyConfig",
+    "bootstrap",
+    "command",
+]
