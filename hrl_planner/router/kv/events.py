@@ -77,6 +77,7 @@ class EventFeed:
         self._history = History(worker.name, blocks, block_tokens)
         self._silence_s = silence_s
         self._clock = clock
+        self._one_at_a_time = asyncio.Lock()  # a replay and the stream must not interleave
         self._same_engine = True  # False from a new connection on until a message shows it
         self._replayed_until = -1
         self._waiting_since_s: float | None = None
@@ -110,15 +111,18 @@ class EventFeed:
         self._context = context
         socket = context.socket(zmq.SUB)
         try:
+            events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            monitor = socket.get_monitor_socket(events)
             self._connect(socket)
-            monitor = socket.get_monitor_socket(
-                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-            )
-            await self._follow(socket, monitor)
+            async with asyncio.TaskGroup() as group:
+                watcher = group.create_task(self._watch(monitor))
+                await self._follow(socket)
+                watcher.cancel()
         except zmq.ZMQError as error:
             _log.error("worker %s: KV events at %s: %s", self._worker.name, self._endpoint, error)
-            self._lose(self._clock())
         finally:
+            if self._lost_since_s is None:
+                self._lost_since_s = self._clock()
             socket.disable_monitor()
             socket.close(linger=0)
 
@@ -136,30 +140,25 @@ class EventFeed:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
         socket.connect(self._endpoint)
 
-    async def _follow(self, socket: zmq.asyncio.Socket, monitor: zmq.asyncio.Socket) -> None:
-        poller = zmq.asyncio.Poller()
-        poller.register(monitor, zmq.POLLIN)
-        poller.register(socket, zmq.POLLIN)
-        while not self._history.refused:
-            ready = dict(await poller.poll())
-            if monitor in ready:
-                message = await recv_monitor_message(monitor)
-                if message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+    async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
+        while True:
+            message = await recv_monitor_message(monitor)
+            if message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                async with self._one_at_a_time:
                     await self._connected()
-                else:
-                    self._lose(self._clock())
-            elif socket in ready:
-                await self._drain(socket)
-            await asyncio.sleep(0)
+            else:
+                self._lose(self._clock())
 
-    async def _drain(self, socket: zmq.asyncio.Socket) -> None:
-        for _ in range(_BATCHES_PER_TURN):
-            try:
-                frames = await socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+    async def _follow(self, socket: zmq.asyncio.Socket) -> None:
+        taken = 0
+        while not self._history.refused:
+            frames = await socket.recv_multipart()
             if len(frames) == 3 and len(frames[1]) == 8:
-                await self._receive(int.from_bytes(frames[1], "big"), frames[2])
+                async with self._one_at_a_time:
+                    await self._receive(int.from_bytes(frames[1], "big"), frames[2])
+            taken += 1
+            if taken % _BATCHES_PER_TURN == 0:
+                await asyncio.sleep(0)
 
     def _lose(self, now_s: float) -> None:
         self._waiting_since_s = None
