@@ -16,10 +16,7 @@ from dynamo.llm import RadixTree
 from numpy.typing import NDArray
 
 from hrl_planner.router.kv.held import HeldBlocks
-
-# Odd and without structure: powers of it spread the hashes of a path over all 64 bits.
-_MULTIPLIER = 0x9E3779B97F4A7C15
-_powers = np.ones(1, dtype=np.uint64)
+from hrl_planner.router.kv.paths import path_keys
 
 
 class RoutedBlocks:
@@ -109,14 +106,3 @@ class RoutedBlocks:
             gone.append(key)
             key = self._held.parent(key)
         self._held.remove(gone)
-
-
-def path_keys(hashes: Sequence[int]) -> NDArray[np.uint64]:
-    """One key per block that names it and all before it."""
-    global _powers
-    if len(_powers) < len(hashes):
-        factors = np.full(2 * len(hashes), _MULTIPLIER, dtype=np.uint64)
-        factors[0] = 1
-        _powers = np.cumprod(factors)
-    terms = np.array(hashes, dtype=np.uint64) * _powers[: len(hashes)]
-    return np.cumsum(terms, dtype=np.uint64)

@@ -37,7 +37,6 @@ _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 5_000
 _HEARTBEAT_MS = 2_000
 _QUEUED_MESSAGES = 100_000  # as many as vLLM's publisher keeps for a slow subscriber
-_BATCHES_PER_TURN = 8  # then other tasks of the event loop have their turn
 
 
 class FeedState(StrEnum):
@@ -61,6 +60,8 @@ class EventFeed:
         worker: whose events.
         blocks: the worker's, written by this feed alone.
         block_tokens: block size of the index; an engine with another one is refused.
+        replays: how many feeds may take in a replay at once: where a router starts beside
+            hundreds of engines, requests want the event loop too.
         silence_s: how long requests may run without any event before the feed counts as lost.
         clock: seconds, monotonic.
     """
@@ -70,13 +71,16 @@ class EventFeed:
         worker: Worker,
         blocks: HeldBlocks,
         block_tokens: int,
+        replays: asyncio.Semaphore,
         silence_s: float,
         clock: Callable[[], float],
     ) -> None:
         self._worker = worker
         self._history = History(worker.name, blocks, block_tokens)
+        self._replays = replays
         self._silence_s = silence_s
         self._clock = clock
+        self._one_at_a_time = asyncio.Lock()  # a replay and the stream must not interleave
         self._same_engine = True  # False from a new connection on until a message shows it
         self._replayed_until = -1
         self._waiting_since_s: float | None = None
@@ -103,22 +107,25 @@ class EventFeed:
             self._lose(now_s)
         lost = self._lost_since_s
         if lost is not None and now_s - lost > forget_after_s:
-            self._history.forget()
+            self._forget()
 
     async def run(self, context: zmq.asyncio.Context) -> None:
         """Follow the engine until cancelled, or until it is refused."""
         self._context = context
         socket = context.socket(zmq.SUB)
         try:
+            events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            monitor = socket.get_monitor_socket(events)
             self._connect(socket)
-            monitor = socket.get_monitor_socket(
-                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-            )
-            await self._follow(socket, monitor)
+            async with asyncio.TaskGroup() as group:
+                watcher = group.create_task(self._watch(monitor))
+                await self._follow(socket)
+                watcher.cancel()
         except zmq.ZMQError as error:
             _log.error("worker %s: KV events at %s: %s", self._worker.name, self._endpoint, error)
-            self._lose(self._clock())
         finally:
+            if self._lost_since_s is None:
+                self._lost_since_s = self._clock()
             socket.disable_monitor()
             socket.close(linger=0)
 
@@ -136,30 +143,22 @@ class EventFeed:
         socket.setsockopt(zmq.SUBSCRIBE, b"")
         socket.connect(self._endpoint)
 
-    async def _follow(self, socket: zmq.asyncio.Socket, monitor: zmq.asyncio.Socket) -> None:
-        poller = zmq.asyncio.Poller()
-        poller.register(monitor, zmq.POLLIN)
-        poller.register(socket, zmq.POLLIN)
-        while not self._history.refused:
-            ready = dict(await poller.poll())
-            if monitor in ready:
-                message = await recv_monitor_message(monitor)
-                if message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+    async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
+        while True:
+            message = await recv_monitor_message(monitor)
+            if message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                async with self._one_at_a_time:
                     await self._connected()
-                else:
-                    self._lose(self._clock())
-            elif socket in ready:
-                await self._drain(socket)
-            await asyncio.sleep(0)
+            else:
+                self._lose(self._clock())
 
-    async def _drain(self, socket: zmq.asyncio.Socket) -> None:
-        for _ in range(_BATCHES_PER_TURN):
-            try:
-                frames = await socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+    async def _follow(self, socket: zmq.asyncio.Socket) -> None:
+        while not self._history.refused:
+            frames = await socket.recv_multipart()
             if len(frames) == 3 and len(frames[1]) == 8:
-                await self._receive(int.from_bytes(frames[1], "big"), frames[2])
+                async with self._one_at_a_time:
+                    await self._receive(int.from_bytes(frames[1], "big"), frames[2])
+            await asyncio.sleep(0)  # what waits is received without a pause: others have a turn
 
     def _lose(self, now_s: float) -> None:
         self._waiting_since_s = None
@@ -254,14 +253,14 @@ class EventFeed:
             socket.setsockopt(zmq.RCVHWM, 0)
             socket.connect(self._worker.kv_replay)
             await socket.send_multipart([b"", first_seq.to_bytes(8, "big")])
-            taken = 0
-            while await socket.poll(_REPLAY_TIMEOUT_MS):
-                frames = await socket.recv_multipart()
-                if len(frames) < 2 or frames[-2] == _END_OF_REPLAY:
-                    return
-                yield int.from_bytes(frames[-2], "big"), frames[-1]
-                taken += 1
-                if taken % _BATCHES_PER_TURN == 0:
+            if not await socket.poll(_REPLAY_TIMEOUT_MS):
+                raise TimeoutError
+            async with self._replays:
+                while await socket.poll(_REPLAY_TIMEOUT_MS):
+                    frames = await socket.recv_multipart()
+                    if len(frames) < 2 or frames[-2] == _END_OF_REPLAY:
+                        return
+                    yield int.from_bytes(frames[-2], "big"), frames[-1]
                     await asyncio.sleep(0)
             raise TimeoutError
         finally:

@@ -5,12 +5,11 @@ drops a whole branch when its first block goes. So each holder remembers its blo
 passes on only what the tree can do, and always takes children out before their parents.
 
 Only dicts from int to int: the garbage collector does not visit them, however many blocks there
-are. About 0.2 kB a block here and as much in the tree.
+are. About 0.1 kB a block here and as much in the tree.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -23,9 +22,7 @@ _encode = msgspec.json.Encoder().encode
 class HeldBlocks:
     """Blocks of one holder.
 
-    A key names a block of this holder together with all blocks before it: an engine's own hash,
-    or one made by `approximate.py`. A block stored twice has two copies and goes with the second
-    removal, as engines that compute one prefix twice at a time report it.
+    Blocks are named by their path keys (`paths.py`).
 
     Args:
         tree: shared by all holders.
@@ -37,7 +34,6 @@ class HeldBlocks:
         self._id = holder_id
         self._parents: dict[int, int] = {}
         self._children: dict[int, int] = {}  # only blocks that have some
-        self._extra_copies: dict[int, int] = {}  # only blocks that have some
 
     def __len__(self) -> int:
         return len(self._parents)
@@ -62,7 +58,6 @@ class HeldBlocks:
         run_parent, run = before, list[dict[str, int]]()
         for key, tokens_hash in zip(keys, hashes, strict=True):
             if key in self._parents:
-                self._extra_copies[key] = self._extra_copies.get(key, 0) + 1
                 self._send_stored(run_parent, run)
                 run_parent, run = key, []
             else:
@@ -75,8 +70,8 @@ class HeldBlocks:
         return True
 
     def remove(self, keys: Iterable[int]) -> None:
-        """Let one copy of each go, and with the last copy all blocks that follow it."""
-        going = {key for key in keys if self._takes_last_copy(key)}
+        """Let those that are held go, and with each all blocks that follow it."""
+        going = {key for key in keys if key in self._parents}
         order = self._leave(going)
         if going:
             # Blocks stay behind that follow a removed one: no engine finds them any more without
@@ -94,17 +89,6 @@ class HeldBlocks:
             self._tree.remove_worker(self._id)
         self._parents.clear()
         self._children.clear()
-        self._extra_copies.clear()
-
-    def _takes_last_copy(self, key: int) -> bool:
-        extra = self._extra_copies.get(key)
-        if extra is None:
-            return key in self._parents
-        if extra == 1:
-            del self._extra_copies[key]
-        else:
-            self._extra_copies[key] = extra - 1
-        return False
 
     def _leave(self, going: set[int]) -> list[int]:
         """Take out of `going` and of the maps all that nothing follows, children first."""
@@ -114,7 +98,6 @@ class HeldBlocks:
             key = ends.pop()
             going.discard(key)
             order.append(key)
-            self._extra_copies.pop(key, None)
             parent = self._parents.pop(key)
             if parent == _ROOT:
                 continue
@@ -133,7 +116,4 @@ class HeldBlocks:
             self._send({"stored": {"parent_hash": parent_hash, "blocks": run}})
 
     def _send(self, data: dict[str, object]) -> None:
-        # The tree refuses only where a holder has two keys for the same blocks at the same place:
-        # they share a node and the first removal takes both. Then the overlap is too small.
-        with contextlib.suppress(RuntimeError):
-            self._tree.apply_event(self._id, _encode({"event_id": 0, "data": data, "dp_rank": 0}))
+        self._tree.apply_event(self._id, _encode({"event_id": 0, "data": data, "dp_rank": 0}))

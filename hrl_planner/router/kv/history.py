@@ -13,7 +13,8 @@ import zlib
 from dynamo.llm import compute_block_hash_for_seq
 
 from hrl_planner.router.kv.held import HeldBlocks
-from hrl_planner.router.kv.wire import Cleared, Event, Removed, decode_batch
+from hrl_planner.router.kv.paths import path_keys
+from hrl_planner.router.kv.wire import Cleared, Event, Removed, Stored, decode_batch
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class History:
         self._name = name
         self._blocks = blocks
         self._block_tokens = block_tokens
+        self._path_of: dict[int, int] = {}  # by the engine's own hash of the block
+        self._extra_copies: dict[int, int] = {}  # only blocks that have some
         self._last_digest = 0
         self._group: int | None = None
         self._group_known = False
@@ -59,7 +62,7 @@ class History:
 
     def forget(self) -> None:
         """Know nothing of the engine any more."""
-        self._blocks.clear()
+        self._clear()
         self.last_seq = -1
         self.complete = False
         self._group_known = False
@@ -73,11 +76,11 @@ class History:
         self.last_seq, self._last_digest = seq, zlib.crc32(payload)
         try:
             self._apply(decode_batch(payload))
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:  # also ids that are none
             if not self._warned:
                 _log.warning("worker %s: KV events ignored: %s", self._name, error)
                 self._warned = True
-            self._blocks.clear()
+            self._clear()
             self.complete = False
 
     def _apply(self, events: list[Event]) -> None:
@@ -90,19 +93,54 @@ class History:
                     removed += event.keys
                 continue
             if removed:
-                self._blocks.remove(removed)
+                self._remove(removed)
                 removed = []
             if isinstance(event, Cleared):
-                self._blocks.clear()
+                self._clear()
                 self.complete = True
             elif self._is_indexed_group(event.group):
                 if event.block_tokens != self._block_tokens:
                     self._refuse(event.block_tokens)
                     return
-                hashes = compute_block_hash_for_seq(event.token_ids, self._block_tokens)
-                self._blocks.store(event.parent, event.keys, hashes)
+                self._store(event)
         if removed:
-            self._blocks.remove(removed)
+            self._remove(removed)
+
+    def _store(self, event: Stored) -> None:
+        parent = None if event.parent is None else self._path_of.get(event.parent)
+        if event.parent is not None and (parent is None or parent not in self._blocks):
+            return  # it follows blocks that are not indexed
+        hashes = compute_block_hash_for_seq(event.token_ids, self._block_tokens)
+        paths = path_keys(hashes, parent or 0).tolist()
+        for n, (key, path) in enumerate(zip(event.keys, paths, strict=True)):
+            known = self._path_of.get(key)
+            if known is None or known not in self._blocks:
+                self._path_of[key] = path
+                self._extra_copies.pop(key, None)
+            elif known == path:
+                self._extra_copies[key] = self._extra_copies.get(key, 0) + 1
+            else:  # one hash for two blocks: the second, and what follows it, cannot be told apart
+                paths, hashes = paths[:n], hashes[:n]
+                break
+        self._blocks.store(parent, paths, hashes)
+
+    def _remove(self, keys: list[int]) -> None:
+        """Let one copy of each go: an engine that computes a prefix twice stores it twice."""
+        paths = []
+        for key in keys:
+            extra = self._extra_copies.get(key, 0)
+            if extra > 1:
+                self._extra_copies[key] = extra - 1
+            elif extra == 1:
+                del self._extra_copies[key]
+            elif key in self._path_of:
+                paths.append(self._path_of.pop(key))
+        self._blocks.remove(paths)
+
+    def _clear(self) -> None:
+        self._blocks.clear()
+        self._path_of.clear()
+        self._extra_copies.clear()
 
     def _is_indexed_group(self, group: int | None) -> bool:
         """Whether this is the one full-attention group that stands for the model's cache."""
@@ -118,6 +156,6 @@ class History:
             block_tokens,
             self._block_tokens,
         )
-        self._blocks.clear()
+        self._clear()
         self.complete = False
         self.refused = True

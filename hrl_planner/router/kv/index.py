@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 _SLOT_BITS = 16
 _SLOT_MASK = (1 << _SLOT_BITS) - 1
 _SWEEP_INTERVAL_S = 1.0
+_REPLAYS_AT_ONCE = 4
 _MAX_SOCKETS = 8 * _SLOT_MASK
 
 
@@ -97,6 +98,7 @@ class KvIndex:
         self._tree = RadixTree()
         self._slots: dict[int, _Slot] = {}
         self._serial = 0
+        self._replays = asyncio.Semaphore(_REPLAYS_AT_ONCE)
         self._context: zmq.asyncio.Context | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -124,7 +126,9 @@ class KvIndex:
         told = HeldBlocks(self._tree, told_id)
         feed = None
         if self._by_tokens and worker.kv_events is not None:
-            feed = EventFeed(worker, told, self._block_tokens, self._silence_s, self._clock)
+            feed = EventFeed(
+                worker, told, self._block_tokens, self._replays, self._silence_s, self._clock
+            )
         routed = RoutedBlocks(self._tree, routed_id, self._ttl_s, kv_blocks)
         slot = self._slots[index] = _Slot(worker, told, routed, feed)
         if self._context is not None:

@@ -1,10 +1,10 @@
 """The KV events that engines publish over ZMQ, decoded.
 
-A message is `[topic, 8-byte big-endian sequence number, msgpack payload]`. The payload is a batch
-`(ts, events, data_parallel_rank)`. vLLM up to 0.1x and SGLang write the batch and its events as
-arrays, an event's name first; later vLLM writes maps, the event's name under `type`. Fields are
-only ever added at the end. vLLM: `vllm/distributed/kv_events.py` (0181ea3 has maps), SGLang:
-`python/sglang/srt/disaggregation/kv_events.py` (612d579).
+A message is `[topic, 8-byte big-endian sequence number, msgpack payload]`; the payload is a batch of
+`ts, events, data_parallel_rank`. SGLang and vLLM's first releases write batch and events as arrays,
+the event's name first; later vLLM writes the events as maps with the name under `type`, and the
+batch either way. New fields come at the end. Sources: vLLM `vllm/distributed/kv_events.py` (at
+0181ea3), SGLang `python/sglang/srt/disaggregation/kv_events.py` (at 7a699dc, array form).
 
 Only what the index can use comes out: full-attention blocks in GPU memory whose hash depends on
 tokens alone. Blocks of a LoRA adapter, of images or of a salted cache match no prompt of the
