@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hrl_planner._spec_file import describe, read_mapping
 from hrl_planner.errors import RouterError
+from hrl_planner.router.envoy.config import EnvoyConfig
 from hrl_planner.spec import ClusterSpec
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -120,7 +121,14 @@ class RouterConfig(_Model):
     handoff: HandoffConfig = HandoffConfig()
     sessions: SessionConfig = SessionConfig()
     scrape: ScrapeConfig = ScrapeConfig()
+    envoy: EnvoyConfig = EnvoyConfig(listen="0.0.0.0:8080")
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for field in {"picker", "picker_http"} & self.envoy.model_fields_set:
+            raise ValueError(f"envoy.{field} follows from the section picker; leave it out")
+        return self
 
     @staticmethod
     def load(path: Path) -> RouterConfig:
@@ -144,6 +152,12 @@ class RouterConfig(_Model):
             SpecError: for whatever is wrong with it.
         """
         return ClusterSpec.load(self.spec)
+
+    def data_plane(self) -> EnvoyConfig:
+        """Return Envoy's config, with the picker's addresses in it."""
+        picker = self.picker
+        http = f"{picker.http_host}:{picker.http_port}"
+        return self.envoy.model_copy(update={"picker": picker.grpc, "picker_http": http})
 
     def served_models(self) -> tuple[str, ...]:
         """Return the model names clients may use."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from hrl_planner.router import wire
+from hrl_planner.router.envoy import names
 from hrl_planner.router.metrics import RouterMetrics
 from hrl_planner.router.request import Call, Refusal
 from hrl_planner.router.service import Flight, Router
@@ -48,14 +48,14 @@ def read_entry(entry: Any) -> tuple[int, Answer] | None:
     """Return flight number and answer of an HTTPAccessLogEntry; None if it was never routed."""
     common = entry.common_properties
     metadata = common.metadata.filter_metadata
-    if wire.NAMESPACE not in metadata:
+    if names.METADATA not in metadata:
         return None
-    number = metadata[wire.NAMESPACE].fields[wire.FLIGHT].string_value
+    number = metadata[names.METADATA].fields[names.FLIGHT].string_value
     if not number:
         return None
     tags = common.custom_tags
     flags = common.response_flags
-    first = _seconds(tags.get(wire.FIRST_BYTE_US, ""))
+    first = _seconds(tags.get(names.FIRST_BYTE_US, ""))
     return int(number), Answer(
         entry.response.response_code.value,
         flags.upstream_connection_termination
@@ -65,7 +65,7 @@ def read_entry(entry: Any) -> tuple[int, Answer] | None:
         or flags.upstream_request_timeout,
         flags.downstream_connection_termination or flags.downstream_remote_reset,
         first,
-        _seconds(tags.get(wire.LAST_BYTE_US, "")) or common.duration.ToMicroseconds() * 1e-6,
+        _seconds(tags.get(names.LAST_BYTE_US, "")) or common.duration.ToMicroseconds() * 1e-6,
         entry.response.response_body_bytes,
         max(1, common.upstream_request_attempt_count),
     )

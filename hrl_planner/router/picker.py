@@ -19,7 +19,7 @@ from envoy.config.core.v3 import base_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 
-from hrl_planner.router import wire
+from hrl_planner.router.envoy import names
 from hrl_planner.router.request import Call, Refusal
 from hrl_planner.router.service import Routed, Router
 
@@ -129,40 +129,40 @@ def _headers(message: Any) -> dict[str, str]:
 
 
 def _attributes(question: Any) -> dict[str, str]:
-    fields = question.attributes[wire.ATTRIBUTES_OF].fields
+    fields = question.attributes[names.ATTRIBUTES_OF].fields
     return {name: fields[name].string_value for name in fields}
 
 
 def _call(found: dict[str, str], body: bytes) -> Call:
     """Make a call of attributes, or of headers where the gateway sends those."""
-    names = wire.ATTRIBUTES
-    path = found.get(names["path"]) or found.get(":path", "").partition("?")[0]
+    keys = names.ATTRIBUTES
+    path = found.get(keys["path"]) or found.get(":path", "").partition("?")[0]
     return Call(
-        found.get(names["request_id"]) or found.get("x-request-id", ""),
+        found.get(keys["request_id"]) or found.get("x-request-id", ""),
         path,
         body,
-        found.get(names["slo_class"]) or found.get("x-slo-class", ""),
-        found.get(names["session"]) or found.get("x-session-id", ""),
-        found.get(names["trace"]) or found.get("traceparent", ""),
+        found.get(keys["slo_class"]) or found.get("x-slo-class", ""),
+        found.get(keys["session"]) or found.get("x-session-id", ""),
+        found.get(keys["trace"]) or found.get("traceparent", ""),
     )
 
 
 def _answers(routed: Routed, with_headers: bool, streamed: bool, raw: bytes) -> list[bytes]:
     answer = ext_proc.ProcessingResponse()
     values = {
-        wire.DESTINATION: routed.destination,
-        wire.FALLBACK: routed.fallback,
-        wire.FLIGHT: str(routed.flight),
-        wire.WORKER: routed.worker,
+        names.DESTINATION: routed.destination,
+        names.FALLBACK: routed.fallback,
+        names.FLIGHT: str(routed.flight),
+        names.WORKER: routed.worker,
     }
-    fields = answer.dynamic_metadata.fields[wire.NAMESPACE].struct_value.fields
+    fields = answer.dynamic_metadata.fields[names.METADATA].struct_value.fields
     for name, value in values.items():
         fields[name].string_value = value
     half = answer.request_headers if streamed else answer.request_body
     half.SetInParent()
     common = half.response
     if with_headers:
-        for name in (wire.DESTINATION, wire.FALLBACK):
+        for name in (names.DESTINATION, names.FALLBACK):
             common.header_mutation.set_headers.append(_overwrite(name, values[name]))
     if not streamed:
         if routed.body is not None:
@@ -198,7 +198,7 @@ def _immediate(refusal: Refusal) -> bytes:
     immediate = answer.immediate_response
     immediate.status.code = refusal.status
     immediate.body = refusal.body()
-    immediate.details = f"{wire.REFUSED}{refusal.reason}"
+    immediate.details = f"{names.REFUSED}{refusal.reason}"
     headers = immediate.headers.set_headers
     headers.append(_overwrite("content-type", "application/json"))
     if refusal.retry_after_s is not None:
