@@ -18,6 +18,8 @@ from hrl_planner.cli import (
     checkpoint,
     evaluate,
     experiment,
+    mock_cluster,
+    mock_engine,
     profile,
     simulate,
     trace,
@@ -92,6 +94,8 @@ app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(tune.tune)
+app.command()(mock_engine.mock_engine)
+app.command()(mock_cluster.mock_cluster)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")

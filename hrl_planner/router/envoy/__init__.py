@@ -5,24 +5,24 @@ from hrl_planner.router.envoy.config import EnvoyConfig
 from hrl_planner.router.envoy.names import (
     ACCESS_LOG_NAME,
     ACCESS_LOG_TAGS,
+    ATTRIBUTES,
     DESTINATION,
     FALLBACK,
     METADATA,
     REFUSED,
-    REQUEST_ATTRIBUTES,
 )
 from hrl_planner.router.envoy.process import child, drain, ready
 
 __all__ = [
     "ACCESS_LOG_NAME",
     "ACCESS_LOG_TAGS",
+    "ATTRIBUTES",
     "DESTINATION",
     "FALLBACK",
     "GENERATION_PATHS",
     "METADATA",
     "PICKER_HTTP_PATHS",
     "REFUSED",
-    "REQUEST_ATTRIBUTES",
     "EnvoyConfig",
     "bootstrap",
     "child",

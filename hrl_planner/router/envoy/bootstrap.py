@@ -16,7 +16,7 @@ from hrl_planner.router.envoy._json import Json, seconds, socket_address, typed
 from hrl_planner.router.envoy.config import EnvoyConfig
 from hrl_planner.router.envoy.filters import early_header_mutation, http_filters
 from hrl_planner.router.envoy.logs import access_logs, tracing
-from hrl_planner.router.envoy.names import DESTINATION, FALLBACK
+from hrl_planner.router.envoy.names import DESTINATION, FALLBACK, METADATA, WORKER
 from hrl_planner.router.envoy.replies import local_replies
 
 GENERATION_PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -140,6 +140,9 @@ def _routes(config: EnvoyConfig) -> list[Json]:
                 "headers": [{"name": ":method", "string_match": {"exact": "POST"}}],
             },
             "route": _worker_route(config),
+            "response_headers_to_add": [
+                {"header": {"key": WORKER, "value": f"%DYNAMIC_METADATA({METADATA}:{WORKER})%"}}
+            ],
             "request_body_buffer_limit": config.max_body_bytes,
         }
         for path in GENERATION_PATHS

@@ -11,7 +11,7 @@ import json
 
 from hrl_planner.router.envoy._json import Json, seconds, typed, write_header
 from hrl_planner.router.envoy.config import EnvoyConfig
-from hrl_planner.router.envoy.names import DESTINATION, FALLBACK, METADATA, REQUEST_ATTRIBUTES
+from hrl_planner.router.envoy.names import ATTRIBUTES, DESTINATION, FALLBACK, METADATA
 
 # A request id from a client is kept where it can go into any log and header as it is.
 _SANE_REQUEST_ID = (
@@ -98,7 +98,7 @@ def _ext_proc(config: EnvoyConfig) -> Json:
             "response_header_mode": "SKIP",
             "request_body_mode": "BUFFERED",
         },
-        request_attributes=list(REQUEST_ATTRIBUTES),
+        request_attributes=list(ATTRIBUTES.values()),
     )
 
 
