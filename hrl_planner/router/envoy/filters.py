@@ -45,6 +45,15 @@ def early_header_mutation() -> Json:
 def http_filters(config: EnvoyConfig) -> list[Json]:
     """The chain, in order."""
     return [
+        # Answers 503 for the picker once the router drains.
+        {
+            "name": "health",
+            "typed_config": typed(
+                "extensions.filters.http.health_check.v3.HealthCheck",
+                pass_through_mode=True,
+                headers=[{"name": ":path", "string_match": {"exact": "/health"}}],
+            ),
+        },
         {"name": "ext_proc", "typed_config": _ext_proc(config)},
         # The buffer filter writes the length of the body as the picker left it, but only where
         # no length is given.
