@@ -160,9 +160,13 @@ class TestFaults:
             assert running.get("/health")[0] == 200
 
             async def use(session: aiohttp.ClientSession) -> None:
-                answer = post(session, running, prompt="a", max_tokens=1)
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(answer, 0.1)
+                """Headers come at once; tokens never."""
+                body = {"prompt": "a", "stream": True}
+                async with session.post(running.url + "/v1/completions", json=body) as answer:
+                    assert answer.status == 200
+                    assert answer.content_type == "text/event-stream"
+                    with pytest.raises(TimeoutError):
+                        await asyncio.wait_for(answer.content.readline(), 0.1)
 
             client(use)
 
