@@ -21,6 +21,7 @@ from hrl_planner.cli import (
     mock_cluster,
     mock_engine,
     profile,
+    router,
     simulate,
     trace,
     train,
@@ -96,6 +97,7 @@ app.command()(train.train)
 app.command()(tune.tune)
 app.command()(mock_engine.mock_engine)
 app.command()(mock_cluster.mock_cluster)
+app.command()(router.router)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")
