@@ -174,8 +174,8 @@ class _Watch:
         self._silent_scrapes = 0
         self._told: bool | None = None
         self._tasks = [
-            asyncio.create_task(work, name=f"{work.__name__} {name}")
-            for work in (self._hold(), self._scrape())
+            asyncio.create_task(self._hold(), name=f"presence of {name}"),
+            asyncio.create_task(self._scrape(), name=f"metrics of {name}"),
         ]
         for task in self._tasks:
             task.add_done_callback(_report)
@@ -204,6 +204,7 @@ class _Watch:
                     reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
             except (OSError, TimeoutError):
                 self._connected.clear()
+                self._silent_scrapes = 0
                 self._tell()
                 await asyncio.sleep(_GONE_RETRY_S)
                 continue
