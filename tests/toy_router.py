@@ -9,14 +9,11 @@ obeys `worker`: `echo` (default), `stream`, `silent`, `silent_after_headers`, `d
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
