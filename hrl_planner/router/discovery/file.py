@@ -81,11 +81,15 @@ class FileDiscovery:
         Raises:
             RouterError: if the file is not valid at the start.
         """
+        version = self._version()
         known = read_workers(self._path)
         complaint = ""
         yield known
-        # Watched before it is read again, so that no change falls between.
         async for _ in self._changes():
+            # Other files of the folder change too, some of them, as logs, all the time.
+            before, version = version, self._version()
+            if version == before:
+                continue
             try:
                 found = read_workers(self._path)
             except RouterError as error:
@@ -97,6 +101,14 @@ class FileDiscovery:
             if found != known:
                 known = found
                 yield known
+
+    def _version(self) -> tuple[int, ...]:
+        """What a change of the file cannot leave as it is."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return ()
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     async def _changes(self) -> AsyncIterator[object]:
         folders = {self._path.parent.absolute(), self._path.resolve().parent}
