@@ -1,9 +1,9 @@
 """How long a decision takes: 256 workers, 8,192-token prompts, every worker's cache warm.
 
 A decision is everything between a request's body and its destination on one core, network and
-prefill excluded: parsing the body, hashing the prompt, looking up every worker's cache, rating every
-pool, booking. The prompt comes as token ids, or as text that is hashed in pieces; what a tokenizer
-would add is `benchmarks.bench_router_kv`'s to tell, it runs in a thread beside the event loop.
+prefill excluded: parsing the body, hashing the prompt, looking up every worker's cache, rating
+every pool, booking. The prompt comes as token ids, or as text that is hashed in pieces; what a
+tokenizer would add, in a thread beside the event loop, `benchmarks.bench_router_kv` tells.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class DecisionTimes:
 
 
 def wide_spec() -> ClusterSpec:
-    """Return the large spec with every pool made one that answers alone: no prefill call to wait for."""
+    """Return the large spec, every pool of it one that answers alone: no prefill to wait for."""
     large = ClusterSpec.load("large")
     pools = [
         {**pool.model_dump(), "role": "aggregated", "max_num_batched_tokens": 8192}
@@ -130,7 +130,8 @@ def main() -> DecisionTimes:
         f"  token ids, all caches warm              {found.ids_p50_ms:7.3f} {found.ids_p99_ms:6.3f}"
     )
     print(
-        f"  text, hashed in pieces                  {found.text_p50_ms:7.3f} {found.text_p99_ms:6.3f}"
+        "  text, hashed in pieces                  "
+        f"{found.text_p50_ms:7.3f} {found.text_p99_ms:6.3f}"
     )
     return found
 

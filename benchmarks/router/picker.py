@@ -163,7 +163,8 @@ def main() -> Throughput:
     print(
         f"picker, {BODY_BYTES} B bodies: {found.rps:,.0f} requests/s, "
         f"{found.picker_rps_per_core:,.0f} per core of picker, "
-        f"{found.envoy_rps_per_core:,.0f} per core of Envoy, p99 {found.p99_ms:.0f} ms at 64 clients"
+        f"{found.envoy_rps_per_core:,.0f} per core of Envoy, "
+        f"p99 {found.p99_ms:.0f} ms at 64 clients"
     )
     return found
 

@@ -1,4 +1,4 @@
-"""A load run: send requests when they are due, wait for what comes back, never lose a measurement.
+r"""A load run: send requests when they are due, wait for what comes back, never lose a measurement.
 
     open loop    due times from the trace        \\
                                                    Client -> Exchange -> LoadResult

@@ -1,10 +1,10 @@
 """A small supervisor: children that are started, restarted when they die, drained, and ended.
 
 Each child has a keeper that starts it, waits for its end and starts it again after a back-off; no
-child's death touches another. A child that dies again and again, or never becomes ready, ends the
-whole with status 1, for whoever runs us to see. SIGTERM or SIGINT drains: the caller's `drain` is
-awaited, up to a limit, while the children go on (and are still restarted), then they are ended. A
-second signal ends them at once. Should the supervisor itself be killed, the kernel kills them.
+child's death touches another. SIGTERM or SIGINT drains: the caller's `drain` is awaited, up to a
+limit, while the children go on (and are still restarted), then they are ended. A second signal ends
+them at once. A child that dies again and again, or never becomes ready, also ends the whole, with
+status 1 for whoever runs us to see. Should the supervisor itself be killed, the kernel kills them.
 
 Nothing here knows what the children do.
 """
@@ -82,22 +82,25 @@ async def supervise(
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    stopping = asyncio.create_task(_drained(signals, drain, patience.drain_s))
-    keeping = [asyncio.create_task(keeper.keep(), name=keeper.child.name) for keeper in keepers]
-    now = False
+    told = asyncio.create_task(signals.get())
+    keeping = [asyncio.create_task(keeper.keep()) for keeper in keepers]
+    grace_s = patience.stop_s
     try:
-        done, _ = await asyncio.wait({stopping, *keeping}, return_when=asyncio.FIRST_COMPLETED)
-        failed = [task for task in done if task is not stopping]
+        done, _ = await asyncio.wait({told, *keeping}, return_when=asyncio.FIRST_COMPLETED)
+        failed = [task for task in keeping if task in done]
         for task in failed:
             _log.error("%s", task.exception())
-        now = not failed and stopping.result()
+        _log.info("%s: draining", "crash loop" if failed else told.result().name)
+        told.cancel()
+        # After a crash loop too: the other children may be in the middle of something.
+        if not await _drained(signals, drain, patience.drain_s):
+            grace_s = 0.0
         return 1 if failed else 0
     finally:
-        stopping.cancel()
+        told.cancel()
         for task in keeping:
             task.cancel()
-        await asyncio.gather(*keeping, stopping, return_exceptions=True)
-        grace_s = 0.0 if now else patience.stop_s
+        await asyncio.gather(told, *keeping, return_exceptions=True)
         await asyncio.gather(*(keeper.stop(grace_s) for keeper in keepers))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
@@ -106,8 +109,7 @@ async def supervise(
 async def _drained(
     signals: asyncio.Queue[signal.Signals], drain: Callable[[], Awaitable[None]], limit_s: float
 ) -> bool:
-    """Wait for a signal, then for the drain; returns whether to stop without any grace."""
-    _log.info("%s: draining", (await signals.get()).name)
+    """Wait for the drain, up to its limit; returns False once a signal asks for no more of that."""
     draining = asyncio.ensure_future(drain())
     again = asyncio.create_task(signals.get())
     try:
@@ -119,12 +121,12 @@ async def _drained(
         again.cancel()
     if again in done:
         _log.warning("%s again: stopping now", again.result().name)
-        return True
+        return False
     if draining not in done:
         _log.warning("not drained within %g s", limit_s)
     elif (error := draining.exception()) is not None:
         _log.warning("could not drain: %r", error)
-    return False
+    return True
 
 
 class _Keeper:
