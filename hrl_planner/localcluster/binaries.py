@@ -103,7 +103,7 @@ def obtain_binaries(
 
 def _look() -> tuple[KubeBinaries | None, list[str]]:
     """What is on this machine, and where it is not."""
-    tried = []
+    tried: list[str] = []
     assets = os.environ.get(ASSETS_VARIABLE)
     if assets:
         missing = _missing(Path(assets))

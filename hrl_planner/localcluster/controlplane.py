@@ -126,7 +126,7 @@ class ControlPlane:
     def stop(self) -> None:
         """Stop all servers and close the clients given out. The folder stays."""
         for api_client in self._clients:
-            api_client.close()
+            api_client.close()  # type: ignore[no-untyped-call]
         for name in _STOP_ORDER:
             if name in self.components:
                 self.components[name].stop()
@@ -138,7 +138,7 @@ class ControlPlane:
         Servers that were killed are not waited for.
 
         Raises:
-            LocalClusterError: the API server or etcd ended, or time ran out; with the end of the log.
+            LocalClusterError: a server it needs ended, or time ran out; with the end of its log.
         """
         self._wait(lambda: self._get("/readyz") == b"ok", API_SERVER, patience_s)
         manager = self.components.get(CONTROLLER_MANAGER)
@@ -183,18 +183,20 @@ class ControlPlane:
         path = self.kubeconfig
         if service_account is not None:
             path = self.service_account_kubeconfig(*service_account)
-        made = config.new_client_from_config(config_file=str(path))
+        made: client.ApiClient = config.new_client_from_config(  # type: ignore[no-untyped-call]
+            config_file=str(path)
+        )
         if user is not None:
-            made.set_default_header("Impersonate-User", user)
+            made.default_headers["Impersonate-User"] = user
         if group is not None:
-            made.set_default_header("Impersonate-Group", group)
+            made.default_headers["Impersonate-Group"] = group
         self._clients.append(made)
         return made
 
     def service_account_kubeconfig(
         self, namespace: str, name: str, lifetime_s: int = 86_400
     ) -> Path:
-        """Write a kubeconfig with a fresh token of a service account, for a process to run as it."""
+        """Write a kubeconfig with a fresh token, for a process to run as this service account."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenRequest",
@@ -209,7 +211,7 @@ class ControlPlane:
 
     @contextlib.contextmanager
     def namespace(self, prefix: str) -> Iterator[str]:
-        """A namespace with a name of its own, ready for pods, deleted afterwards without waiting."""
+        """A namespace with a name of its own, ready for pods; its deletion is not waited for."""
         name = f"{prefix}-{secrets.token_hex(4)}"
         self._call("/api/v1/namespaces", {"metadata": {"name": name}})
         if CONTROLLER_MANAGER in self.components:
@@ -233,7 +235,8 @@ class ControlPlane:
         """Poll until true; requests that fail meanwhile are what is waited out."""
         deadline = time.monotonic() + patience_s
         while True:
-            for component in (self.components[ETCD], self.components[API_SERVER]):
+            for needed in (ETCD, API_SERVER, name):
+                component = self.components[needed]
                 if not component.alive:
                     raise LocalClusterError(f"{component.name} ended:\n{component.log_tail()}")
             with contextlib.suppress(URLError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the servers of a local cluster prove themselves with: certificates, keys, tokens, kubeconfigs.
+"""How servers and users of a local cluster prove who they are: certificates, keys, tokens.
 
 One authority signs the API server's certificate; the cluster's own users come with static tokens;
 service accounts get theirs signed by the API server with `service_accounts.key`. Everything is made

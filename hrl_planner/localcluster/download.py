@@ -44,7 +44,7 @@ def download(
     cache: Path,
     programs: Sequence[str],
     say: Callable[[str], None],
-    release: Release = Release(),  # noqa: B008 - frozen
+    release: Release = Release(),
 ) -> Path:
     """Fetch the programs of one release into the cache.
 

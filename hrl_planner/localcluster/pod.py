@@ -87,7 +87,8 @@ class Pod:
         reporting = asyncio.create_task(self._report_changes())
         running = asyncio.create_task(self._run())
         try:
-            await asyncio.wait({running, self._deletion}, return_when=asyncio.FIRST_COMPLETED)
+            ends: tuple[asyncio.Future[Any], ...] = (running, self._deletion)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 running.result()
             grace_s = await self._deletion
@@ -139,7 +140,7 @@ class Pod:
 
     def _directory(self) -> Path:
         metadata = self._pod["metadata"]
-        return self._host.directory / metadata["namespace"] / metadata["name"]
+        return self._host.directory / str(metadata["namespace"]) / str(metadata["name"])
 
     async def _service_account(self, directory: Path) -> dict[str, str]:
         """Give the pod a token of its service account, as a kubeconfig that its processes find."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # Seconds between a pod's arrival on its node and the start of its processes: what pulling an image
 # and loading weights take in a real cluster.
 STARTUP_ANNOTATION = "localcluster.hrl-planner.io/startup-s"
 
-# Parts of a pod that a process beside others cannot have; a pod with them would not do what it says.
+# A pod with these would not do what it says.
 _UNSUPPORTED = ("initContainers",)
 
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
@@ -87,13 +87,11 @@ def container_specs(pod: Mapping[str, Any], address: str) -> list[ContainerSpec]
     return [_container(pod, container, address) for container in pod["spec"]["containers"]]
 
 
-def _container(
-    pod: Mapping[str, Any], container: Mapping[str, Any], address: str
-) -> ContainerSpec:
+def _container(pod: Mapping[str, Any], container: Mapping[str, Any], address: str) -> ContainerSpec:
     name = container["name"]
     if not container.get("command"):
         raise UnrunnableError(
-            f"container {name}: has no command, and the image, which would have one, is not run here"
+            f"container {name}: has no command, and the image that would have one is not run here"
         )
     environment: dict[str, str] = {}
     if container.get("envFrom"):
@@ -151,27 +149,27 @@ def _probe(container: Mapping[str, Any], kind: str) -> Probe | None:
     spec = container.get(kind)
     if spec is None:
         return None
-    common = {
-        "delay_s": float(spec.get("initialDelaySeconds", 0)),
-        "period_s": float(spec.get("periodSeconds", 10)),
-        "timeout_s": float(spec.get("timeoutSeconds", 1)),
-        "successes": int(spec.get("successThreshold", 1)),
-        "failures": int(spec.get("failureThreshold", 3)),
-    }
     ports = container.get("ports") or ()
     if get := spec.get("httpGet"):
-        headers = tuple((h["name"], h["value"]) for h in get.get("httpHeaders") or ())
-        return Probe(
+        probe = Probe(
             _port(get["port"], ports, kind),
             path=get.get("path", "/"),
             host=get.get("host"),
             https=get.get("scheme", "HTTP") == "HTTPS",
-            headers=headers,
-            **common,
+            headers=tuple((h["name"], h["value"]) for h in get.get("httpHeaders") or ()),
         )
-    if connect := spec.get("tcpSocket"):
-        return Probe(_port(connect["port"], ports, kind), host=connect.get("host"), **common)
-    raise UnrunnableError(f"{kind}: only httpGet and tcpSocket are supported by the local kubelet")
+    elif connect := spec.get("tcpSocket"):
+        probe = Probe(_port(connect["port"], ports, kind), host=connect.get("host"))
+    else:
+        raise UnrunnableError(f"{kind}: only httpGet and tcpSocket are supported here")
+    return replace(
+        probe,
+        delay_s=float(spec.get("initialDelaySeconds", 0)),
+        period_s=float(spec.get("periodSeconds", 10)),
+        timeout_s=float(spec.get("timeoutSeconds", 1)),
+        successes=int(spec.get("successThreshold", 1)),
+        failures=int(spec.get("failureThreshold", 3)),
+    )
 
 
 def _port(port: int | str, ports: Sequence[Mapping[str, Any]], kind: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import aiohttp
 
@@ -12,7 +12,7 @@ from hrl_planner.localcluster.podspec import Probe
 
 async def verdicts(
     probe: Probe, address: str, session: aiohttp.ClientSession
-) -> AsyncIterator[bool]:
+) -> AsyncGenerator[bool, None]:
     """Yield each time a threshold is reached: True after enough successes, False after failures."""
     await asyncio.sleep(probe.delay_s)
     good = bad = 0

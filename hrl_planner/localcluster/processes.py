@@ -1,9 +1,9 @@
 """Child processes that cannot outlive this one, each with a log file of its own.
 
-The kernel kills such a child when the *thread* that started it ends (PR_SET_PDEATHSIG), however this
-process dies. So all are started by one thread that lives as long as the interpreter; whoever starts
-or restarts a component may come from any other. `setpriv` of util-linux sets the signal, because
-running Python code between fork and exec can deadlock in a process with threads.
+The kernel kills such a child when the *thread* that started it ends (PR_SET_PDEATHSIG), however
+this process dies. So all are started by one thread that lives as long as the interpreter; whoever
+starts or restarts a component may come from any other. `setpriv` of util-linux sets the signal,
+because running Python code between fork and exec can deadlock in a process with threads.
 """
 
 from __future__ import annotations
@@ -100,6 +100,6 @@ class Component:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
-                # Ctrl-C in the terminal is for this process, which then stops its children in order.
+                # Ctrl-C in the terminal is for this process, which then stops its children.
                 start_new_session=True,
             )
