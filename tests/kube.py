@@ -83,7 +83,7 @@ def wait_for_pods(
 
 
 def wait_for_pod(
-    api: client.CoreV1Api, namespace: str, name: str, condition: Callable[[Any], bool]
+    api: client.CoreV1Api, namespace: str, name: str, condition: Callable[[Any], object]
 ) -> Any:
     """One pod, as soon as it is as wanted."""
     found: list[Any] = []

@@ -157,7 +157,8 @@ class ProcessContainer:
                 self._status.state = {"waiting": {"reason": "CrashLoopBackOff"}}
                 self._around.changed()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), pause_s)
+                    async with asyncio.timeout(pause_s):
+                        await self._stopping.wait()
             pause_s = min(max(2 * pause_s, self._around.first_pause_s), _LONGEST_PAUSE_S)
             self._status.restarts += 1
 
@@ -207,6 +208,7 @@ class ProcessContainer:
                     if alive:
                         break
                     await self._restart("startup")
+                    return
         self._status.started = True
         self._set_ready(spec.readiness is None)
         async with asyncio.TaskGroup() as group:
@@ -229,6 +231,7 @@ class ProcessContainer:
         ):
             if not alive:
                 await self._restart("liveness")
+                return
 
     def _set_ready(self, ready: bool) -> None:
         if ready != self._status.ready:
@@ -247,7 +250,9 @@ class ProcessContainer:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), grace_s)
+            # Not wait_for: before 3.12 it loses a cancellation that meets the end of the process.
+            async with asyncio.timeout(grace_s):
+                await process.wait()
         except TimeoutError:
             _signal_group(process.pid, signal.SIGKILL)
             await process.wait()

@@ -71,6 +71,7 @@ class Pod:
         self._changed = asyncio.Event()
         self._deletion: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._gone = False
+        self._ended = False
 
     def delete(self, grace_s: float) -> None:
         """Take note that the pod is to end; its containers get this long."""
@@ -95,12 +96,17 @@ class Pod:
             if self._containers:
                 await asyncio.gather(*(c.terminate(grace_s) for c in self._containers))
                 await running
+            else:
+                await _cancel(running)
+            # Not cancelled: a request that is cut off while it connects leaves its socket open.
+            self._ended = True
+            self._changed.set()
+            await reporting
+            if not self._gone:
+                await self._remove()
         finally:
             await _cancel(running)
             await _cancel(reporting)
-        if not self._gone:
-            await self._report()
-            await self._remove()
 
     async def _run(self) -> None:
         try:
@@ -166,10 +172,12 @@ class Pod:
         return {"KUBECONFIG": str(kubeconfig)}
 
     async def _report_changes(self) -> None:
-        while True:
+        """Until the end, which is reported too."""
+        while not self._ended:
             await self._changed.wait()
             self._changed.clear()
-            await self._report()
+            if not self._gone:
+                await self._report()
 
     async def _report(self) -> None:
         """Send the status as it is now; a pod that is gone needs none."""
