@@ -138,10 +138,15 @@ class Api:
                 timeout=aiohttp.ClientTimeout(total=None, sock_read=_WATCH_S + 30),
             ) as response:
                 response.raise_for_status()
-                async for line in response.content:
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        raise Refused(event["object"].get("code", 500), str(event["object"]))
-                    version = event["object"]["metadata"]["resourceVersion"]
-                    if event["type"] != "BOOKMARK":
-                        yield event["type"], event["object"]
+                try:
+                    async for line in response.content:
+                        event = json.loads(line)
+                        if event["type"] == "ERROR":
+                            raise Refused(event["object"].get("code", 500), str(event["object"]))
+                        version = event["object"]["metadata"]["resourceVersion"]
+                        if event["type"] != "BOOKMARK":
+                            yield event["type"], event["object"]
+                finally:
+                    # An orderly end of TLS waits for the server, and the loop may close before.
+                    if response.connection and response.connection.transport:
+                        response.connection.transport.abort()
