@@ -30,6 +30,8 @@ _RECONNECT_S = 0.2
 # The server ends a watch after this long; a stream that broke without a word is noticed by then.
 _WATCH_S = 240
 _CONNECTIONS = 32
+# What a server that is killed leaves its clients with; half a line of JSON is a ValueError.
+_CUT_OFF = (aiohttp.ClientError, TimeoutError, ValueError)
 
 
 class Refused(KubeError):
@@ -78,7 +80,7 @@ class Api:
 
         Raises:
             Refused: the server answered with an error.
-            aiohttp.ClientError, TimeoutError: it did not answer.
+            aiohttp.ClientError, TimeoutError, ValueError: it did not answer, or not to the end.
         """
         async with self._session.request(
             method,
@@ -104,7 +106,7 @@ class Api:
                 if error.status < 500 and error.status != 429:
                     raise
                 _log.info("%s", error)
-            except (aiohttp.ClientError, TimeoutError) as error:
+            except _CUT_OFF as error:
                 _log.info("%s %s: %s", method, path, error)
             await asyncio.sleep(_RECONNECT_S)
 
@@ -117,7 +119,7 @@ class Api:
                 yield "LISTED", listed["items"]
                 async for event in self._stream(path, query, listed["metadata"]["resourceVersion"]):
                     yield event
-            except (aiohttp.ClientError, TimeoutError, Refused) as error:
+            except (*_CUT_OFF, Refused) as error:
                 _log.info("watch %s: %s", path, error)
             await asyncio.sleep(_RECONNECT_S)
 

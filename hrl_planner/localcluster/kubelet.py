@@ -121,6 +121,7 @@ class Kubelet:
         self._ready: Future[None] = Future()
         self._loop = asyncio.new_event_loop()
         self._main: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="kubelet", daemon=True)
 
     def __enter__(self) -> Kubelet:
@@ -141,11 +142,17 @@ class Kubelet:
         self._ready.result(timeout=60.0)
 
     def stop(self) -> None:
-        """End all processes. Nodes and pods stay as they are in the API."""
+        """End all processes. Nodes and pods stay as they are in the API.
+
+        Raises:
+            LocalClusterError: it had ended by itself, through a fault of its own.
+        """
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # it ended a moment ago
                 self._loop.call_soon_threadsafe(self._cancel)
             self._thread.join()
+        if self._error is not None:
+            raise LocalClusterError(f"the kubelet ended too early: {self._error}") from self._error
 
     def log(self, namespace: str, pod: str, container: str) -> str:
         """What a container has written so far."""
@@ -165,7 +172,7 @@ class Kubelet:
             except asyncio.CancelledError:
                 pass
             except BaseException as error:
-                _log.exception("kubelet ended")
+                self._error = error
                 if not self._ready.done():
                     self._ready.set_exception(error)
 
