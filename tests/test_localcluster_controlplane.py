@@ -166,14 +166,25 @@ def test_a_server_that_dies_at_the_start_is_named_with_its_log(tmp_path: Path) -
 _PARENT = """
 import os, signal, sys
 from pathlib import Path
-from hrl_planner.localcluster import ControlPlane
+from kubernetes import client
+from hrl_planner.localcluster import ControlPlane, Kubelet, Node
+from tests.kube import ready, wait_for_pod
 plane = ControlPlane.start(Path(sys.argv[1]), controllers=False)
-print(*(component.pid for component in plane.components.values()), flush=True)
+kubelet = Kubelet(plane, [Node("n")])
+kubelet.start()
+container = {"name": "c", "image": "none", "command": ["sh", "-c", "echo $$$$; exec sleep 600"]}
+pod = {"metadata": {"name": "p"}, "spec": {"nodeName": "n", "containers": [container]}}
+core = client.CoreV1Api(plane.client())
+core.create_namespaced_pod("default", pod)
+wait_for_pod(core, "default", "p", ready)
+while not (log := kubelet.log("default", "p", "c")):
+    pass
+print(log, *(component.pid for component in plane.components.values()), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_servers_die_with_the_process_that_started_them(
+def test_servers_and_pods_die_with_the_process_that_started_them(
     control_plane: ControlPlane, tmp_path: Path
 ) -> None:
     parent = subprocess.run(
@@ -181,7 +192,7 @@ def test_servers_die_with_the_process_that_started_them(
     )
     assert parent.returncode == -signal.SIGKILL
     pids = [int(word) for word in parent.stdout.split()]
-    assert len(pids) == 2
+    assert len(pids) == 3
     for pid in pids:
         wait_for_end(pid)
 

@@ -97,7 +97,12 @@ def obtain_binaries(
         except LocalClusterError as error:
             tried.append(f"build: {error}")
     if found is None:
-        raise LocalClusterError(_message(tried, "nothing else is left to try"))
+        advice = (
+            "nothing else is left to try"
+            if allow_build
+            else "build them with: hrl-planner kube-binaries --build"
+        )
+        raise LocalClusterError(_message(tried, advice))
     return found
 
 
