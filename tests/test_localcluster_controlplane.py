@@ -156,8 +156,9 @@ def test_while_the_store_is_paused_nothing_is_written(
 
 
 def test_a_server_that_dies_at_the_start_is_named_with_its_log(tmp_path: Path) -> None:
-    for name in ("etcd", "kube-apiserver"):
-        (tmp_path / name).write_text("#!/bin/sh\necho the disk is on fire\nexit 1\n")
+    scripts = {"etcd": "echo the disk is on fire; exit 1", "kube-apiserver": "exec sleep 60"}
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     with pytest.raises(LocalClusterError, match=r"(?s)etcd ended.*the disk is on fire"):
         ControlPlane.start(tmp_path / "run", KubeBinaries(tmp_path, "test"), controllers=False)
