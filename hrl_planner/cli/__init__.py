@@ -18,13 +18,10 @@ from hrl_planner.cli import (
     checkpoint,
     evaluate,
     experiment,
-<<<<<<< HEAD
+    kube_binaries,
     load,
     mock_cluster,
     mock_engine,
-=======
-    kube_binaries,
->>>>>>> wt-localkube
     profile,
     router,
     simulate,
@@ -101,14 +98,11 @@ app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(tune.tune)
-<<<<<<< HEAD
 app.command()(mock_engine.mock_engine)
 app.command()(mock_cluster.mock_cluster)
 app.command()(router.router)
 app.command()(load.load)
-=======
 app.command("kube-binaries")(kube_binaries.kube_binaries)
->>>>>>> wt-localkube
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")
