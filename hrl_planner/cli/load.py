@@ -96,7 +96,7 @@ def load(
 
       hrl-planner load http://127.0.0.1:8000 --scenario diurnal-mix --until 600
 
-      hrl-planner load http://127.0.0.1:8000 --trace azure.csv --spec small --speed 4 --out r.parquet
+      hrl-planner load http://127.0.0.1:8000 --trace day.csv --spec small --speed 4 --out r.parquet
 
       hrl-planner load http://127.0.0.1:8000 --concurrency 64 --duration 30 --isl 1000 --osl 64
 

@@ -1,8 +1,7 @@
-"""A load run: send requests when they are due, wait for what comes back, never lose a measurement.
+"""A load run: send requests when they are due, and keep a measurement of each.
 
-    open loop    due times from the trace        \\
-                                                   Client -> Exchange -> LoadResult
-    closed loop  due when a place is free        /
+    open loop: due when the trace says         ->  Client -> Exchange -> LoadResult
+    closed loop: due when a place is free      ->
 
 The run and the server share a machine more often than not, so the client watches itself: how late
 it sends, how late its event loop is, how much processor time it takes.

@@ -69,7 +69,7 @@ class Summary:
 def summarise(result: LoadResult) -> Summary:
     """Compute every number of a run."""
     counted = result.counted
-    rows = [{"class": ALL_CLASSES, **_row(result, counted)}]
+    rows: list[dict[str, float | str]] = [{"class": ALL_CLASSES, **_row(result, counted)}]
     if len(result.classes) > 1:
         rows += [
             {"class": slo.name, **_row(result, counted & (result.class_id == index))}
