@@ -69,7 +69,7 @@ class Upstream:
         self.running = 0
         self.most_running = 0
         self.url = ""
-        self.arrived = threading.Event()  # a first request
+        self.answered = threading.Semaphore(0)  # one more for each answer
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -81,7 +81,6 @@ class Upstream:
             while True:
                 received = await _read(reader, connection)
                 self.requests.append(received)
-                self.arrived.set()
                 answer = self._plan(len(self.requests) - 1)
                 self.running += 1
                 self.most_running = max(self.most_running, self.running)
@@ -89,6 +88,7 @@ class Upstream:
                     kept = await _answer(answer, received, writer)
                 finally:
                     self.running -= 1
+                self.answered.release()
                 if not kept:
                     break
 

@@ -198,7 +198,7 @@ def test_what_the_server_tells_is_kept(tmp_path: Path) -> None:
         "completion_tokens": OSL,
         "prompt_tokens_details": {"cached_tokens": 16},
     }
-    headers = {"x-request-id": "r-1", "x-worker": "decode-0"}
+    headers = {"x-request-id": "r-1", "x-hrl-worker": "decode-0"}
     with upstream(always(Answer(headers=headers, usage=usage))) as server:
         result = load(server, make_trace(2))
     assert result.worker == ("decode-0",) * 2 and result.request_id == ("r-1",) * 2

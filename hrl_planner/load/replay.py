@@ -46,7 +46,7 @@ OnProgress = Callable[[Progress], None]
 
 
 async def replay(
-    trace: Trace,
+    requests: Trace | Offered,
     target: Target,
     options: LoadOptions | None = None,
     *,
@@ -55,14 +55,14 @@ async def replay(
     on_progress: OnProgress | None = None,
     stop: asyncio.Event | None = None,
 ) -> LoadResult:
-    """Send a trace's requests to an OpenAI endpoint and measure what comes back.
+    """Send requests to an OpenAI endpoint and measure what comes back.
 
     Args:
-        trace: arrivals, lengths, prefixes.
+        requests: a trace, or one whose requests have their classes already.
         target: where to.
         options: how.
-        spec: gives each request its class, as the simulator does with the same seed.
-        slo: without a spec, what every request was promised; None is nothing.
+        spec: gives each request of a trace its class, as the simulator does with the same seed.
+        slo: without a spec, what every request of a trace was promised; None is nothing.
         on_progress: called twice a second.
         stop: ends the run once set; what was measured is kept, and requests on their way are
             marked "interrupted".
@@ -71,12 +71,14 @@ async def replay(
         LoadError: the trace is empty or the url is not one.
     """
     options = options or LoadOptions()
-    if len(trace) == 0:
-        raise LoadError(f"trace {trace.name}: has no requests to send")
-    if spec is not None:
-        offered = offer(trace, spec, options.seed)
+    if isinstance(requests, Offered):
+        offered = requests
+    elif spec is not None:
+        offered = offer(requests, spec, options.seed)
     else:
-        offered = offer_as(trace, slo or SloTarget("all"))
+        offered = offer_as(requests, slo or SloTarget("all"))
+    if len(offered.trace) == 0:
+        raise LoadError(f"trace {offered.trace.name}: has no requests to send")
     raise_open_files()
     run = _Run(offered, target, options)
     return await run.result(on_progress, stop or asyncio.Event())
