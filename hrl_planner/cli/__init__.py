@@ -19,7 +19,10 @@ from hrl_planner.cli import (
     evaluate,
     experiment,
     load,
+    mock_cluster,
+    mock_engine,
     profile,
+    router,
     simulate,
     trace,
     train,
@@ -93,6 +96,9 @@ app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(tune.tune)
+app.command()(mock_engine.mock_engine)
+app.command()(mock_cluster.mock_cluster)
+app.command()(router.router)
 app.command()(load.load)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")

@@ -15,7 +15,7 @@ from hrl_planner.errors import LoadError
 Api = Literal["completions", "chat"]
 PromptForm = Literal["words", "ids"]
 
-WORKER_HEADERS = ("x-hrl-worker", "x-gateway-destination-endpoint-served")
+WORKER_HEADERS = ("x-hrl-worker", "x-worker", "x-upstream-host")
 
 
 def _check(holds: bool, name: str, value: object, want: str) -> None:
