@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hrl_planner.errors import LoadError
 
 if TYPE_CHECKING:
-    from hrl_planner.load import Closed, LoadOptions, LoadResult, Pace, Target
+    from hrl_planner.load import Closed, LoadOptions, LoadResult, Offered, Pace, Target
     from hrl_planner.spec import ClusterSpec
     from hrl_planner.workload import Trace
 
@@ -96,13 +96,14 @@ def load(
 
       hrl-planner load http://127.0.0.1:8000 --scenario diurnal-mix --until 600
 
-      hrl-planner load http://127.0.0.1:8000 --trace azure.csv --speed 4 --out r.parquet
+      hrl-planner load http://127.0.0.1:8000 --trace day.csv --spec small --speed 4 --out r.parquet
 
       hrl-planner load http://127.0.0.1:8000 --concurrency 64 --duration 30 --isl 1000 --osl 64
 
       hrl-planner load http://127.0.0.1:8000 --rate 5 --duration 60 --ttft 500 --itl 50 --json
     """
     from hrl_planner.load import LoadOptions, SloTarget, Target
+    from hrl_planner.load.prompts import offer, offer_as
 
     if out is not None and out.suffix not in _SUFFIXES:
         raise LoadError(f"out {out}: must end in {' or '.join(_SUFFIXES)}")
@@ -127,8 +128,11 @@ def load(
         vocabulary=vocabulary,
         headers=_headers(header or []),
     )
-    slo = SloTarget("all", ttft or float("inf"), itl or float("inf"))
-    result = _run(requests_, target, options, cluster, slo)
+    if cluster is not None:
+        offered = offer(requests_, cluster, seed)
+    else:
+        offered = offer_as(requests_, SloTarget("all", ttft or float("inf"), itl or float("inf")))
+    result = _run(offered, target, options)
     _report(result, out, json_)
 
 
@@ -237,13 +241,7 @@ def _first_model(url: str, header: list[str]) -> str:
         raise LoadError(f"{asked}: names no model; give one with --model") from error
 
 
-def _run(
-    trace: Trace,
-    target: Target,
-    options: LoadOptions,
-    spec: ClusterSpec | None,
-    slo: Any,
-) -> LoadResult:
+def _run(offered: Offered, target: Target, options: LoadOptions) -> LoadResult:
     """Replay under a progress bar; Ctrl-C stops sending and keeps what was measured."""
     import asyncio
     import signal
@@ -256,7 +254,7 @@ def _run(
     from hrl_planner.load import Progress, replay
 
     bar = Bar(
-        TextColumn(trace.name),
+        TextColumn(offered.trace.name),
         TimeElapsedColumn(),
         TextColumn("{task.fields[state]}"),
         console=Console(stderr=True),
@@ -273,9 +271,7 @@ def _run(
             rate = now.tokens / now.elapsed_s
             bar.update(task, state=f"{state}, {rate:,.0f} tokens/s")
 
-        return await replay(
-            trace, target, options, spec=spec, slo=slo, on_progress=on_progress, stop=stop
-        )
+        return await replay(offered, target, options, on_progress=on_progress, stop=stop)
 
     with bar, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         task = bar.add_task("", total=None, state="")

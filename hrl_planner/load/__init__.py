@@ -8,7 +8,7 @@ It speaks raw HTTP/1.1 because it shares its cores with what it measures; docs/l
 """
 
 from hrl_planner.load.options import Closed, LoadOptions, Pace, Target
-from hrl_planner.load.prompts import SloTarget
+from hrl_planner.load.prompts import Offered, SloTarget
 from hrl_planner.load.replay import Progress, replay
 from hrl_planner.load.result import LoadResult
 from hrl_planner.load.summary import Summary, summarise
@@ -17,6 +17,7 @@ __all__ = [
     "Closed",
     "LoadOptions",
     "LoadResult",
+    "Offered",
     "Pace",
     "Progress",
     "SloTarget",

@@ -130,6 +130,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by behaviour only
+        self._client.made(self)
 
     def data_received(self, data: bytes) -> None:
         """Time and read what came."""
@@ -183,6 +184,7 @@ class Client:
         self._timeout_s = timeout_s
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
+        self._open: set[Connection] = set()
         self._idle: list[Connection] = []
         self._connecting: set[asyncio.Task[None]] = set()
         self.running: set[Exchange] = set()
@@ -230,14 +232,20 @@ class Client:
         self.stop(exchange, "timeout", f"no complete answer within {self._timeout_s:g} s")
 
     async def close(self) -> None:
-        """Close every idle connection and give up connecting."""
+        """Close every connection and give up connecting."""
         for task in self._connecting:
             task.cancel()
         await asyncio.gather(*self._connecting, return_exceptions=True)
-        while self._idle:
-            self._idle.pop().abort()
+        for connection in list(self._open):
+            connection.abort()
+        while self._open:
+            await asyncio.sleep(0)
 
     # --- What connections tell ------------------------------------------------------------------
+
+    def made(self, connection: Connection) -> None:
+        """A connection is open."""
+        self._open.add(connection)
 
     def idle(self, connection: Connection) -> None:
         """A connection can be used again."""
@@ -245,6 +253,7 @@ class Client:
 
     def gone(self, connection: Connection) -> None:
         """A connection is closed."""
+        self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 

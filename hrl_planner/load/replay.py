@@ -1,8 +1,7 @@
-r"""A load run: send requests when they are due, wait for what comes back, never lose a measurement.
+"""A load run: send requests when they are due, and keep a measurement of each.
 
-    open loop    due times from the trace        \\
-                                                   Client -> Exchange -> LoadResult
-    closed loop  due when a place is free        /
+    open loop: due when the trace says         ->  Client -> Exchange -> LoadResult
+    closed loop: due when a place is free      ->
 
 The run and the server share a machine more often than not, so the client watches itself: how late
 it sends, how late its event loop is, how much processor time it takes.
@@ -47,7 +46,7 @@ OnProgress = Callable[[Progress], None]
 
 
 async def replay(
-    trace: Trace,
+    requests: Trace | Offered,
     target: Target,
     options: LoadOptions | None = None,
     *,
@@ -56,14 +55,14 @@ async def replay(
     on_progress: OnProgress | None = None,
     stop: asyncio.Event | None = None,
 ) -> LoadResult:
-    """Send a trace's requests to an OpenAI endpoint and measure what comes back.
+    """Send requests to an OpenAI endpoint and measure what comes back.
 
     Args:
-        trace: arrivals, lengths, prefixes.
+        requests: a trace, or one whose requests have their classes already.
         target: where to.
         options: how.
-        spec: gives each request its class, as the simulator does with the same seed.
-        slo: without a spec, what every request was promised; None is nothing.
+        spec: gives each request of a trace its class, as the simulator does with the same seed.
+        slo: without a spec, what every request of a trace was promised; None is nothing.
         on_progress: called twice a second.
         stop: ends the run once set; what was measured is kept, and requests on their way are
             marked "interrupted".
@@ -72,12 +71,14 @@ async def replay(
         LoadError: the trace is empty or the url is not one.
     """
     options = options or LoadOptions()
-    if len(trace) == 0:
-        raise LoadError(f"trace {trace.name}: has no requests to send")
-    if spec is not None:
-        offered = offer(trace, spec, options.seed)
+    if isinstance(requests, Offered):
+        offered = requests
+    elif spec is not None:
+        offered = offer(requests, spec, options.seed)
     else:
-        offered = offer_as(trace, slo or SloTarget("all"))
+        offered = offer_as(requests, slo or SloTarget("all"))
+    if len(offered.trace) == 0:
+        raise LoadError(f"trace {offered.trace.name}: has no requests to send")
     raise_open_files()
     run = _Run(offered, target, options)
     return await run.result(on_progress, stop or asyncio.Event())

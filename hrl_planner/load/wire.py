@@ -8,11 +8,13 @@ repaired, because a server that errs is a finding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 _MAX_HEAD_BYTES = 64 * 1024
 _MAX_SIZE_LINE_BYTES = 256  # a chunk size with its extensions
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;.*)?")  # extensions mean nothing to us
 _NO_BODY = frozenset({204, 304})
 
 
@@ -115,14 +117,11 @@ class ChunkedBody:
 
 
 def _chunk_size(line: bytes) -> int:
-    digits = line.partition(b";")[0].strip() if not line.isalnum() else line
-    # int() would also take "+1", "1_0" and spaces.
-    if not digits.isalnum() or len(digits) > 15:
+    # int() alone would also take "+1", "1_0" and "0x1".
+    size = _CHUNK_SIZE.fullmatch(line)
+    if size is None:
         raise WireError(f"not a chunk size: {line[:40]!r}")
-    try:
-        return int(digits, 16)
-    except ValueError:
-        raise WireError(f"not a chunk size: {line[:40]!r}") from None
+    return int(size[1], 16)
 
 
 class PlainBody:
