@@ -97,7 +97,8 @@ async def supervise(
             grace_s = 0.0
         return 1 if failed else 0
     finally:
-        for task in (told, *keeping):
+        told.cancel()
+        for task in keeping:
             task.cancel()
         await asyncio.gather(told, *keeping, return_exceptions=True)
         await asyncio.gather(*(keeper.stop(grace_s) for keeper in keepers))

@@ -14,6 +14,7 @@ stays.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -81,26 +82,34 @@ class FileDiscovery:
         Raises:
             RouterError: if the file is not valid at the start.
         """
-        known = read_workers(self._path)
-        complaint = ""
-        yield known
-        # Watched before it is read again, so that no change falls between.
-        async for _ in self._changes():
-            try:
-                found = read_workers(self._path)
-            except RouterError as error:
-                if str(error) != complaint:
-                    _log.error("%s; the %d workers of before stay", error, len(known.workers))
-                complaint = str(error)
-                continue
+        changed = asyncio.Event()
+        watching = asyncio.create_task(self._watch(changed))
+        try:
+            # It watches before the first read, so that no change falls between.
+            await asyncio.sleep(0)
+            known = read_workers(self._path)
+            yield known
             complaint = ""
-            if found != known:
-                known = found
-                yield known
+            while True:
+                await self._next(changed, watching)
+                try:
+                    found = read_workers(self._path)
+                except RouterError as error:
+                    if str(error) != complaint:
+                        _log.error("%s; the %d workers of before stay", error, len(known.workers))
+                    complaint = str(error)
+                    continue
+                complaint = ""
+                if found != known:
+                    known = found
+                    yield known
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
-    async def _changes(self) -> AsyncIterator[object]:
+    async def _watch(self, changed: asyncio.Event) -> None:
         folders = {self._path.parent.absolute(), self._path.resolve().parent}
-        async for change in awatch(
+        async for _ in awatch(
             *folders,
             recursive=False,
             debounce=100,
@@ -108,7 +117,15 @@ class FileDiscovery:
             rust_timeout=round(_REREAD_S * 1000),
             yield_on_timeout=True,
         ):
-            yield change
+            changed.set()
+
+    async def _next(self, changed: asyncio.Event, watching: asyncio.Task[None]) -> None:
+        waiting = asyncio.create_task(changed.wait())
+        await asyncio.wait({waiting, watching}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if watching.done():
+            watching.result()
+        changed.clear()
 
 
 def read_workers(path: Path) -> Snapshot:
