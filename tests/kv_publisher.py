@@ -33,13 +33,14 @@ class Publisher:
     """Numbers batches, sends them to subscribers and answers replay requests from its buffer."""
 
     def __init__(
-        self, replay: bool = True, buffer_steps: int = 10_000, endpoint: str = "tcp://127.0.0.1:*"
+        self, replay: bool = True, buffer_steps: int = 10_000, replay_queue: int | None = None
     ) -> None:
         self._context = zmq.asyncio.Context()
         self._buffer: deque[tuple[int, bytes]] = deque(maxlen=buffer_steps)
         self._seq = 0
+        self._replay_queue = replay_queue  # what an answer has beyond it is dropped
         self.replays_asked = 0
-        self._bind(endpoint)
+        self._bind("tcp://127.0.0.1:*")
         self.replay_endpoint: str | None = None
         self._server: asyncio.Task[None] | None = None
         if replay:
@@ -88,12 +89,13 @@ class Publisher:
         while True:
             client, empty, first = await self._router.recv_multipart()
             self.replays_asked += 1
-            for seq, payload in list(self._buffer):
-                if seq >= int.from_bytes(first, "big"):
-                    await self._router.send_multipart(
-                        [client, empty, seq.to_bytes(8, "big"), payload]
-                    )
-            await self._router.send_multipart([client, empty, END, b""])
+            answer = [
+                (seq.to_bytes(8, "big"), payload)
+                for seq, payload in self._buffer
+                if seq >= int.from_bytes(first, "big")
+            ]
+            for frames in [*answer, (END, b"")][: self._replay_queue]:
+                await self._router.send_multipart([client, empty, *frames])
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:

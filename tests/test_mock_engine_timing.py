@@ -17,7 +17,7 @@ from hrl_planner.profile import WorkerProfile
 from hrl_planner.spec import ClusterSpec, KvTransferSpec, PoolSpec
 from hrl_planner.workload.trace import Trace
 from tests.builders import cluster, linear_profile, pool, profile_file, trace
-from tests.virtual_clock import VirtualClock
+from tests.virtual_clock import LateClock, VirtualClock
 
 PROFILE = "llama31_8b__l40s__tp1__vllm"
 MODEL = "meta-llama/Meta-Llama-3.1-8B"
@@ -212,6 +212,29 @@ class TestEngine:
         engine.receive(self.job(osl=4, on_token=lambda n: times.append(clock.now())))
         clock.run()
         np.testing.assert_allclose(times, [0.03, 0.06, 0.07, 0.08])
+
+    def test_late_timers_do_not_add_up_but_a_stalled_process_starts_anew(self) -> None:
+        """Ten steps of 10 ms, each timer 4 ms late, and then one that is 2 s late."""
+        clock = LateClock(0.004)
+        reports: list[StepReport] = []
+        worker = engine_of(pool("decode", linear_profile(decode_ms=10.0)), clock).worker
+        engine = Engine(worker, clock, [reports.append])
+        job = self.job(osl=1000)
+        engine.receive(job)
+        while len(reports) < 10:
+            clock.step()
+        first = reports[0].began_s
+        np.testing.assert_allclose(
+            [report.ended_s - first for report in reports], 0.01 * np.arange(1, 11)
+        )
+        clock.late_s = 2.0
+        clock.step()
+        assert engine.lag_s == 0.0  # this timer was set before
+        clock.step()
+        assert engine.lag_s == pytest.approx(2.0)
+        clock.late_s = 0.0
+        clock.step()
+        assert reports[-1].began_s == pytest.approx(reports[-2].ended_s + 2.0)
 
     def test_observers_see_every_token(self) -> None:
         clock = VirtualClock()

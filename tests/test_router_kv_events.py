@@ -331,6 +331,16 @@ async def test_an_endpoint_that_is_none_is_reported_and_the_worker_stays_usable(
 
 
 @async_test
+async def test_what_a_full_queue_dropped_from_a_replay_is_asked_again() -> None:
+    async with engine(replay_queue=2) as publisher:
+        for n, parent in enumerate((None, 1, 2)):
+            await publisher.publish(stored([n + 1], PROMPT[n * 4 : n * 4 + 4], parent))
+        async with routing(publisher) as router:
+            await router.sees(LIVE, 3)
+            assert publisher.replays_asked == 2
+
+
+@async_test
 async def test_a_long_replay_is_taken_in_full() -> None:
     async with engine() as publisher:
         parent = None

@@ -24,5 +24,20 @@ class VirtualClock:
     def run(self, until_s: float = float("inf")) -> None:
         """Let everything happen that happens at or before a time."""
         while self._timers and self._timers[0][0] <= until_s:
-            self._now, _, callback = heapq.heappop(self._timers)
-            callback()
+            self.step()
+
+    def step(self) -> None:
+        """Let the next timer go off."""
+        self._now, _, callback = heapq.heappop(self._timers)
+        callback()
+
+
+class LateClock(VirtualClock):
+    """Every timer goes off `late_s` after its time, as it was when the timer was set."""
+
+    def __init__(self, late_s: float) -> None:
+        super().__init__()
+        self.late_s = late_s
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> None:
+        super().call_at(when + self.late_s, callback)

@@ -12,8 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import aiohttp
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from envs.simulation import Simulation
 from hrl_planner.load import LoadOptions, Target, replay
@@ -124,27 +125,41 @@ async def measure(rule: str, trace: Trace, folder: Path) -> Attainment:
         async with local_router(config, folder) as router:
             target = Target(router.url, spec.model, prompt="ids")
             result = await replay(trace, target, LoadOptions(grace_s=30.0), spec=spec)
+            cached = await _cached_share(engines)
     finally:
         await engines.stop()
     simulated_by_class, simulated, simulated_cached = simulate(spec, trace)
     by_class = {
         item.name: (
             simulated_by_class[item.name],
-            float(result.attained[result.class_id == index].mean()),
+            float(result.outcomes.attained[result.class_id == index].mean()),
         )
         for index, item in enumerate(spec.slo_classes)
     }
     return Attainment(
         rule,
         simulated,
-        float(result.attained.mean()),
+        float(result.outcomes.attained.mean()),
         by_class,
-        (
-            simulated_cached,
-            float(np.maximum(result.cached_tokens, 0).sum() / result.isl_tokens.sum()),
-        ),
+        (simulated_cached, cached),
         result.client.cpu_share,
     )
+
+
+async def _cached_share(engines: MockCluster) -> float:
+    """Return the share of prompt tokens that the engines which prefill found in their caches."""
+    found = {"vllm:prefix_cache_hits_total": 0.0, "vllm:prefix_cache_queries_total": 0.0}
+    async with aiohttp.ClientSession() as session:
+        for worker in engines.workers.values():
+            if worker.pool.startswith("decode"):
+                continue
+            async with session.get(f"http://{worker.address}/metrics") as response:
+                for family in text_string_to_metric_families(await response.text()):
+                    for sample in family.samples:
+                        if sample.name in found:
+                            found[sample.name] += sample.value
+    hits, queries = found.values()
+    return hits / max(1.0, queries)
 
 
 async def compare(duration_s: float, seed: int) -> list[Attainment]:

@@ -18,6 +18,7 @@ from hrl_planner.cli import (
     checkpoint,
     evaluate,
     experiment,
+    load,
     mock_cluster,
     mock_engine,
     profile,
@@ -98,6 +99,7 @@ app.command()(tune.tune)
 app.command()(mock_engine.mock_engine)
 app.command()(mock_cluster.mock_cluster)
 app.command()(router.router)
+app.command()(load.load)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")

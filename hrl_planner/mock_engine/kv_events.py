@@ -119,12 +119,16 @@ class EventPublisher:
         self._publish: zmq.Socket[bytes] = zmq.Context(self._context).socket(zmq.PUB)
         self._replay: zmq.asyncio.Socket | None = None
         self._replaying: asyncio.Task[None] | None = None
-        self.port = _bind(self._publish, host, config.port or 0, "kv-events-port")
         self.replay_port: int | None = None
-        if config.replay_port is not None:
-            self._replay = self._context.socket(zmq.ROUTER)
-            self.replay_port = _bind(self._replay, host, config.replay_port, "kv-replay-port")
-            self._replaying = asyncio.create_task(self._serve_replay(self._replay))
+        try:
+            self.port = _bind(self._publish, host, config.port or 0, "kv-events-port")
+            if config.replay_port is not None:
+                self._replay = self._context.socket(zmq.ROUTER)
+                self.replay_port = _bind(self._replay, host, config.replay_port, "kv-replay-port")
+                self._replaying = asyncio.create_task(self._serve_replay(self._replay))
+        except EngineError:
+            self.close()
+            raise
 
     def on_step(self, report: StepReport) -> None:
         """Publish what a step did to the prefix cache, if anything."""

@@ -247,8 +247,9 @@ class MockEngine:
 async def _start(
     app: web.Application, host: str, port: int, option: str, runners: list[web.AppRunner]
 ) -> int:
-    # handler_cancellation: a client that goes away must free its place.
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    # handler_cancellation: a client that goes away must free its place. What is still open after
+    # the drain is to be cut off.
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     runners.append(runner)
     try:
@@ -265,4 +266,10 @@ def _reachable(host: str) -> str:
     """Return an address others reach this host by; a wildcard is none."""
     if host not in ("0.0.0.0", "::"):
         return host
-    return socket.gethostbyname(socket.gethostname())
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError as error:
+        log.warning(
+            "this host's name has no address (%s): KV caches are offered on loopback", error
+        )
+        return "127.0.0.1"

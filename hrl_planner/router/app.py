@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import time
 from collections import Counter
@@ -106,9 +107,10 @@ class PickerApp:
     def take(self, snapshot: Snapshot) -> None:
         """Take over what discovery says."""
         changes = self.fleet.apply(snapshot, time.monotonic())
-        for slot in changes.removed:
+        for slot, name in changes.removed.items():
             self.router.desk.flights.vacated(slot)
             self.index.drop_worker(slot)
+            self.router.lengths.forget(name)
         for place in self.fleet:
             blocks = int(self.fleet.state.pools[place.pool]["kv_capacity_blocks"])
             self.index.add_worker(place.slot, place.worker, blocks)
@@ -127,7 +129,10 @@ class PickerApp:
         slot = self.fleet.slot(name)
         if slot == NOBODY:
             return
-        self.router.lengths.saw_generated(name, found.generation_tokens_total)
+        if math.isfinite(found.generation_tokens_total):
+            self.router.lengths.saw_generated(name, found.generation_tokens_total)
+        if not math.isfinite(found.running):
+            return
         in_engine = round(found.running + found.waiting)
         if self.router.desk.flights.correct(slot, time.monotonic(), in_engine, found.kv_use):
             self.router.look()

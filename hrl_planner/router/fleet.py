@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,10 +33,10 @@ _SPARE = 2
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a snapshot changed: slots with a new worker, slots that lost theirs."""
+    """What a snapshot changed: slots with a new worker; slots that lost theirs, and its name."""
 
     added: tuple[int, ...]
-    removed: tuple[int, ...]
+    removed: Mapping[int, str]
 
 
 @dataclass(slots=True)
@@ -141,6 +141,7 @@ class Fleet:
             for name, slot in self._slot_of.items()
             if name in named and _identity(self.place(slot).worker) != _identity(named[name])
         ]
+        gone = {slot: self.place(slot).worker.name for slot in removed}
         for slot in removed:
             self._vacate(slot)
         added = []
@@ -157,7 +158,7 @@ class Fleet:
                 seat.worker = worker
             self._refresh(slot, now_s)
         self._take_weights(snapshot)
-        return Changes(tuple(added), tuple(removed))
+        return Changes(tuple(added), gone)
 
     def set_alive(self, name: str, alive: bool, now_s: float) -> None:
         """Note that a worker's process is there, or is not."""

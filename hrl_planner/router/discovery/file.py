@@ -87,11 +87,16 @@ class FileDiscovery:
         try:
             # It watches before the first read, so that no change falls between.
             await asyncio.sleep(0)
+            version = self._version()
             known = read_workers(self._path)
             yield known
             complaint = ""
             while True:
                 await self._next(changed, watching)
+                # Other files of the folder change too, some of them, as logs, all the time.
+                before, version = version, self._version()
+                if version == before:
+                    continue
                 try:
                     found = read_workers(self._path)
                 except RouterError as error:
@@ -106,6 +111,14 @@ class FileDiscovery:
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+
+    def _version(self) -> tuple[int, ...]:
+        """What a change of the file cannot leave as it is."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return ()
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     async def _watch(self, changed: asyncio.Event) -> None:
         folders = {self._path.parent.absolute(), self._path.resolve().parent}

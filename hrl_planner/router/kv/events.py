@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 _REPLAY_TIMEOUT_MS = 5_000
+_REPLAY_PAUSE_MS = 500  # an answer comes in one go; after such a pause its end was dropped
 _RECONNECT_MS = 100
 _RECONNECT_MAX_MS = 5_000
 _HEARTBEAT_MS = 2_000
@@ -228,21 +229,28 @@ class EventFeed:
 
     async def _catch_up(self) -> None:
         """Take what the replay has from the next number on; TimeoutError without an answer."""
+        while await self._takes_part_of_the_rest():
+            pass
+        self._replayed_until = self._history.last_seq
+
+    async def _takes_part_of_the_rest(self) -> bool:
+        """Ask once; whether something is missing that a full queue dropped on the way."""
         history = self._history
-        dropped = True
-        while dropped:
-            dropped = False
-            asked = history.next_seq
+        asked = history.next_seq
+        try:
             async with aclosing(self._replay(asked)) as batches:
                 async for seq, payload in batches:
                     if seq > history.next_seq:
-                        dropped = history.next_seq > asked
-                        if dropped:  # by a full queue on the way: ask again from there
-                            break
+                        if history.next_seq > asked:
+                            return True
                         self._forget()  # the engine keeps no older ones
                     if seq >= history.next_seq:
                         history.take(seq, payload)
-        self._replayed_until = history.last_seq
+        except TimeoutError:
+            if history.next_seq == asked:
+                raise
+            return True
+        return False
 
     async def _replay(self, first_seq: int) -> AsyncGenerator[tuple[int, bytes], None]:
         """What the replay socket sends from a number on; TimeoutError where nothing answers."""
@@ -256,7 +264,7 @@ class EventFeed:
             if not await socket.poll(_REPLAY_TIMEOUT_MS):
                 raise TimeoutError
             async with self._replays:
-                while await socket.poll(_REPLAY_TIMEOUT_MS):
+                while await socket.poll(_REPLAY_PAUSE_MS):
                     frames = await socket.recv_multipart()
                     if len(frames) < 2 or frames[-2] == _END_OF_REPLAY:
                         return

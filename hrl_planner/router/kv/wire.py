@@ -1,6 +1,6 @@
 """The KV events that engines publish over ZMQ, decoded.
 
-A message is `[topic, 8-byte big-endian sequence number, msgpack payload]`; the payload is a batch of
+A message is `[topic, 8-byte big-endian sequence number, msgpack payload]`, its payload a batch of
 `ts, events, data_parallel_rank`. SGLang and vLLM's first releases write batch and events as arrays,
 the event's name first; later vLLM writes the events as maps with the name under `type`, and the
 batch either way. New fields come at the end. Sources: vLLM `vllm/distributed/kv_events.py` (at
