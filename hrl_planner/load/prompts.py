@@ -28,6 +28,7 @@ _CACHED_BLOCKS = 4096  # some 12 MB of words at 512 tokens a block
 _OF_BLOCK, _OF_REQUEST = 1, 2
 
 CLASS_HEADER = "x-slo-class"
+NO_CLASS = "all"  # name of the promise of a run without classes; no server knows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ def _head_start(target: Target, path: str, slo: SloTarget) -> bytes:
     headers = {
         "host": Address.parse(target.url).authority,
         "content-type": "application/json",
-        CLASS_HEADER: slo.name,
+        **({} if slo.name == NO_CLASS else {CLASS_HEADER: slo.name}),
         **{name.lower(): value for name, value in target.headers.items()},
     }
     lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
