@@ -19,6 +19,7 @@ class Door:
     def __init__(self) -> None:
         self.places = 0
         self.asked: list[Ask] = []
+        self.back: list[str] = []
 
     def __call__(self, ask: Ask, now_s: float, forced: bool) -> str | None:
         self.asked.append(ask)
@@ -31,7 +32,7 @@ class Door:
 
 
 def room(door: Door, **config: float) -> WaitingRoom[str]:
-    return WaitingRoom(AdmissionConfig.model_validate(config), door)
+    return WaitingRoom(AdmissionConfig.model_validate(config), door, door.back.append)
 
 
 async def settle() -> None:
@@ -122,6 +123,22 @@ def test_a_client_that_leaves_is_forgotten_and_takes_no_place():
         waiting.look(0.1)
         assert await stays == "place"
         assert len(waiting) == 0
+
+    asyncio.run(run())
+
+
+def test_a_place_given_in_the_moment_its_client_leaves_is_given_back():
+    async def run() -> None:
+        door = Door()
+        waiting = room(door)
+        guest = asyncio.create_task(waiting.wait(BENCH.ask("tight"), 0.0, 0.0, 10.0))
+        await settle()
+        door.places = 1
+        waiting.look(0.1)
+        guest.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await guest
+        assert door.back == ["place"]
 
     asyncio.run(run())
 

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 # How often time is let pass: while requests wait for a place, and while none does.
 _BUSY_TICK_S = 0.01
 _IDLE_TICK_S = 0.1
+_SWEEP_S = 30.0
 _STOP_GRACE_S = 5.0
 
 
@@ -123,10 +124,14 @@ class PickerApp:
         self.router.look()
 
     async def _tick(self) -> None:
+        swept_s = time.monotonic()
         while True:
             busy = self.router.somebody_waits
             await asyncio.sleep(_BUSY_TICK_S if busy else _IDLE_TICK_S)
             self.router.look()
+            if time.monotonic() - swept_s > _SWEEP_S:
+                swept_s = time.monotonic()
+                self.router.sweep()
 
     def _measured(self, name: str, found: WorkerMetrics) -> None:
         """Correct the books by a worker's metrics."""

@@ -10,6 +10,7 @@ understood too; it gets the destination in a header as well.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
@@ -106,8 +107,13 @@ class Picker:
                 self._refused(call, refusal)
                 yield _immediate(refusal)
                 return
-            for answer in _answers(routed, with_headers, streamed, call.raw):
-                yield answer
+            try:
+                for answer in _answers(routed, with_headers, streamed, call.raw):
+                    yield answer
+            except (asyncio.CancelledError, GeneratorExit):
+                # The client left as the answer was on its way: no access log will name the flight.
+                self._router.ended(routed.flight)
+                raise
             return
 
     async def _access_log(self, batches: AsyncIterator[bytes], context: Any) -> bytes:

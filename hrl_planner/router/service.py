@@ -31,6 +31,10 @@ from hrl_planner.routing import NOBODY, fits_somewhere
 
 log = logging.getLogger(__name__)
 
+# No answer takes longer; one whose worker has left, or does not know it any more, not even that.
+_FORGET_S = 4 * 3600.0
+_CLOSED_S = 3600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Flight:
@@ -95,7 +99,9 @@ class Router:
         self._clock = clock
         self.desk = desk
         self.lengths = OutputLengths(len(classes.names))
-        self.waiting: WaitingRoom[Seat] = WaitingRoom(config.admission, desk.place)
+        self.waiting: WaitingRoom[Seat] = WaitingRoom(
+            config.admission, desk.place, lambda seat: desk.flights.end(seat.leg)
+        )
         self._for_decode: list[asyncio.Future[None]] = []
         self._numbers = itertools.count(1)
         self._flights: dict[int, Flight] = {}
@@ -146,6 +152,17 @@ class Router:
         if found is not None:
             self.desk.flights.end(found.leg)
         return found
+
+    def sweep(self) -> None:
+        """Forget answers whose end was never told: metrics have closed their bookings long ago."""
+        now_s = self._clock()
+        lost = [
+            number
+            for number, flight in self._flights.items()
+            if now_s - flight.leg.since_s > (_FORGET_S if flight.leg.open else _CLOSED_S)
+        ]
+        for number in lost:
+            self.ended(number)
 
     def failed(self, flight: Flight) -> None:
         """Note that the worker of an answer broke it."""

@@ -46,13 +46,18 @@ class WaitingRoom(Generic[T]):
         config: bounds.
         try_place: decides and books; called with the request, the time, and whether to take the
             least bad pool rather than none. Returns None when it should go on waiting.
+        give_back: takes a place back whose request has gone in the very moment it was given.
     """
 
     def __init__(
-        self, config: AdmissionConfig, try_place: Callable[[Ask, float, bool], T | None]
+        self,
+        config: AdmissionConfig,
+        try_place: Callable[[Ask, float, bool], T | None],
+        give_back: Callable[[T], None],
     ) -> None:
         self._config = config
         self._try_place = try_place
+        self._give_back = give_back
         self._guests: list[tuple[tuple[bool, float, float], int, _Guest[T]]] = []
         self._order = itertools.count()
 
@@ -80,8 +85,11 @@ class WaitingRoom(Generic[T]):
         self._push(guest)
         try:
             return await seat
-        finally:
-            seat.cancel()  # the client left: `look` skips it
+        except asyncio.CancelledError:
+            # The client left. `look` skips a seat that is cancelled; it may be given already.
+            if not seat.cancel() and not seat.cancelled() and seat.exception() is None:
+                self._give_back(seat.result())
+            raise
 
     def look(self, now_s: float) -> None:
         """Look through the room: give places, refuse what its class sheds."""
