@@ -168,16 +168,15 @@ def _answers(routed: Routed, with_headers: bool, streamed: bool, raw: bytes) -> 
     half.SetInParent()
     common = half.response
     if with_headers:
-        for name in (names.DESTINATION, names.FALLBACK):
-            common.header_mutation.set_headers.append(_overwrite(name, values[name]))
+        written = {name: values[name] for name in (names.DESTINATION, names.FALLBACK)}
+        if routed.body is not None:
+            written["content-length"] = str(len(routed.body))
+        for name, value in written.items():
+            common.header_mutation.set_headers.append(_overwrite(name, value))
     if not streamed:
         if routed.body is not None:
             common.body_mutation.body = routed.body
         return [answer.SerializeToString()]
-    if routed.body is not None:
-        common.header_mutation.set_headers.append(
-            _overwrite("content-length", str(len(routed.body)))
-        )
     return [answer.SerializeToString(), *_streamed(routed.body or raw)]
 
 
