@@ -7,6 +7,8 @@ Everything is Dynamo's own code from its own environment (`make dynamo-venv`); o
 model directory (a word tokenizer and the shapes of Llama 8B), the table of the global router and
 the load. Discovery is through files and requests go over TCP, so that neither etcd nor NATS is
 needed. ZMQ publishers of Dynamo bind all interfaces; everything else stays on loopback.
+
+    python -m benchmarks.router.dynamo_path
 """
 
 from __future__ import annotations
@@ -267,3 +269,18 @@ _MODEL_FILES: dict[str, dict[str, Any]] = {
     },
     "generation_config.json": {"bos_token_id": 1, "eos_token_id": 2, "max_new_tokens": 512},
 }
+
+
+def main() -> None:
+    """Measure and print, or say what is missing."""
+    path = measure()
+    if isinstance(path, str):
+        print(f"Dynamo's path skipped: {path}")
+        return
+    print(f"Dynamo {path.version}, low rate: {path.low_rate}")
+    for concurrency, run in path.closed.items():
+        print(f"Dynamo {path.version}, {concurrency} x 1000/64: {run}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 What our router adds to a stream is the difference between this and ours under one load, hence
 `stream_vs_envoy_alone` = tokens per second through ours over tokens per second through this.
+
+    python -m benchmarks.router.envoy_alone
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from benchmarks.router.loads import Measured, Shape, closed_loop
+from benchmarks.router import upstream
+from benchmarks.router.loads import Measured, Shape, closed_loop, short_requests_rps
 from benchmarks.router.processes import Stack, free_port
 
 STREAMS = 1000
@@ -121,3 +124,18 @@ def _split(where: str) -> tuple[str, int]:
 
 def _address(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
+
+
+def main() -> None:
+    """Measure the client's ceiling without anything in between, then Envoy."""
+    with upstream.running(1, itl_ms=0.0) as engines:
+        direct = f"http://{engines[0]}"
+        print(f"no router: {streams(direct, upstream.MODEL)}")
+        print(f"no router: {short_requests_rps(direct, upstream.MODEL):,.0f} short requests/s")
+        with serving(engines) as (stack, url):
+            print(f"Envoy alone: {streams(url, upstream.MODEL, cpu_s=stack.cpu_s)}")
+            print(f"Envoy alone: {short_requests_rps(url, upstream.MODEL):,.0f} short requests/s")
+
+
+if __name__ == "__main__":
+    main()

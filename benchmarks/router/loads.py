@@ -61,6 +61,18 @@ class Measured:
     stack_ms_per_request: float
     first_error: str
 
+    def __str__(self) -> str:
+        """One line for people."""
+        text = (
+            f"{self.requests_rps:,.1f} req/s, {self.tokens_per_s:,.0f} tokens/s, "
+            f"TTFT p50 {self.ttft_p50_ms:.0f} p99 {self.ttft_p99_ms:.0f} ms, "
+            f"ITL p50 {self.itl_p50_ms:.1f} p99 {self.itl_p99_ms:.1f} ms, "
+            f"client {self.client_cores:.2f} cores"
+        )
+        if not np.isnan(self.stack_cores):
+            text += f", stack {self.stack_cores:.2f} ({self.stack_ms_per_request:.1f} ms/request)"
+        return text + (f", {self.failed} failed: {self.first_error[:120]}" if self.failed else "")
+
 
 NOTHING_PROMISED = (SloTarget("all"),)
 

@@ -3,6 +3,8 @@
     sglang-router 0.3   SGLang's model gateway, Rust inside a Python package
     vllm-router 0.1     vLLM's, which grew out of it
 
+    python -m benchmarks.router.peers
+
 Both come as wheels and live in an environment of their own, because their web frameworks are not
 ours: `python3.11 -m venv peers-venv && peers-venv/bin/pip install -r
 benchmarks/router/peers_requirements.txt`. Another place is named by HRL_PLANNER_PEERS_PYTHON. The
@@ -19,10 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.router import upstream
 from benchmarks.router.envoy_alone import streams
 from benchmarks.router.loads import Measured, Shape, closed_loop, short_requests_rps
 from benchmarks.router.processes import Stack, StartError, free_port
-from benchmarks.router.upstream import MODEL
 
 PYTHON_VARIABLE = "HRL_PLANNER_PEERS_PYTHON"
 DEFAULT_PYTHON = Path("peers-venv/bin/python")
@@ -88,11 +90,16 @@ def _measure(router: Router, upstreams: Sequence[str], duration_s: float) -> Pee
         with serving(router, python, upstreams) as (stack, url):
             return Peer(
                 version=version,
-                short_rps=short_requests_rps(url, MODEL, duration_s=duration_s),
+                short_rps=short_requests_rps(url, upstream.MODEL, duration_s=duration_s),
                 closed=closed_loop(
-                    url, MODEL, Shape(), concurrency=64, duration_s=duration_s, cpu_s=stack.cpu_s
+                    url,
+                    upstream.MODEL,
+                    Shape(),
+                    concurrency=64,
+                    duration_s=duration_s,
+                    cpu_s=stack.cpu_s,
                 ),
-                streams=streams(url, MODEL, duration_s=duration_s, cpu_s=stack.cpu_s),
+                streams=streams(url, upstream.MODEL, duration_s=duration_s, cpu_s=stack.cpu_s),
             )
     except StartError as error:
         return f"{router.package} {version} does not run here: {error}"
@@ -128,6 +135,23 @@ def serving(router: Router, python: Path, upstreams: Sequence[str]) -> Iterator[
             *("--prometheus-host", "127.0.0.1", "--log-level", router.log_level),
         ]
         stack.start(router.package, command)
-        probe = f'{{"model":"{MODEL}","prompt":"t1","max_tokens":1}}'.encode()
+        probe = f'{{"model":"{upstream.MODEL}","prompt":"t1","max_tokens":1}}'.encode()
         stack.wait_for_post(f"{url}/v1/completions", probe, _START_S)
         yield stack, url
+
+
+def main() -> None:
+    """Measure what is installed."""
+    with upstream.running(2, itl_ms=0.0) as engines:
+        for package, peer in measure(engines).items():
+            if isinstance(peer, str):
+                print(peer)
+                continue
+            name = f"{package} {peer.version}"
+            print(f"{name}: {peer.short_rps:,.0f} short requests/s")
+            print(f"{name}, 64 x 1000/64: {peer.closed}")
+            print(f"{name}, 1,000 streams: {peer.streams}")
+
+
+if __name__ == "__main__":
+    main()
