@@ -86,11 +86,12 @@ def _measure(router: Router, upstreams: Sequence[str], duration_s: float) -> Pee
     if isinstance(found, str):
         return found
     python, version = found
+    model = upstream.MODEL
     try:
         with serving(router, python, upstreams) as (stack, url):
             return Peer(
                 version=version,
-                short_rps=short_requests_rps(url, upstream.MODEL, duration_s=duration_s),
+                short_rps=short_requests_rps(url, model, duration_s=duration_s),
                 closed=closed_loop(
                     url,
                     upstream.MODEL,
@@ -99,7 +100,7 @@ def _measure(router: Router, upstreams: Sequence[str], duration_s: float) -> Pee
                     duration_s=duration_s,
                     cpu_s=stack.cpu_s,
                 ),
-                streams=streams(url, upstream.MODEL, duration_s=duration_s, cpu_s=stack.cpu_s),
+                streams=streams(url, model, duration_s=duration_s, cpu_s=stack.cpu_s),
             )
     except StartError as error:
         return f"{router.package} {version} does not run here: {error}"
