@@ -55,9 +55,6 @@ _ROUTER_OPTIONS = {
     "prefill": ("--no-router-track-active-blocks",),
     "decode": ("--no-router-kv-events", "--no-router-assume-kv-reuse"),
 }
-_PROBE = json.dumps(
-    {"model": MODEL, "max_tokens": 2, "messages": [{"role": "user", "content": "t1 t2"}]}
-).encode()
 
 GLOBAL_ROUTER = {
     "mode": "disagg",
@@ -166,8 +163,16 @@ def serving(python: Path) -> Iterator[tuple[Stack, str]]:
             for part, module, *options in _parts(table, port):
                 stack.start(part, [str(python), "-m", module, *options], _namespace(part))
             stack.wait_for(f"{url}/v1/models", f'"{MODEL}"', _START_S)
-            stack.wait_for_post(f"{url}/v1/chat/completions", _PROBE, _START_S)
+            for slo in CLASSES:  # together they meet every pool
+                stack.wait_for_post(f"{url}/v1/chat/completions", _probe(slo), _START_S)
             yield stack, url
+
+
+def _probe(slo: SloTarget) -> bytes:
+    promised = {"ttft_target": slo.ttft_ms, "itl_target": slo.itl_ms}
+    message = {"role": "user", "content": "t1 t2"}
+    body = {"model": MODEL, "max_tokens": 2, "messages": [message], "nvext": {"router": promised}}
+    return json.dumps(body).encode()
 
 
 def environment(folder: Path) -> dict[str, str]:
