@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.router import upstream
-from benchmarks.router.envoy_alone import streams
+from benchmarks.router.envoy_alone import Streams, streams
 from benchmarks.router.loads import Measured, Shape, closed_loop, short_requests_rps
 from benchmarks.router.processes import Stack, StartError, free_port
 
@@ -68,7 +68,7 @@ class Peer:
     version: str
     short_rps: float
     closed: Measured
-    streams: Measured
+    streams: Streams
 
 
 def measure(upstreams: Sequence[str], duration_s: float = 10.0) -> dict[str, Peer | str]:
@@ -76,7 +76,7 @@ def measure(upstreams: Sequence[str], duration_s: float = 10.0) -> dict[str, Pee
 
     Args:
         upstreams: `ip:port` of each engine.
-        duration_s: of each of the loads.
+        duration_s: of each of the loads but the streams.
     """
     return {router.package: _measure(router, upstreams, duration_s) for router in ROUTERS}
 
@@ -100,7 +100,7 @@ def _measure(router: Router, upstreams: Sequence[str], duration_s: float) -> Pee
                     duration_s=duration_s,
                     cpu_s=stack.cpu_s,
                 ),
-                streams=streams(url, model, duration_s=duration_s, cpu_s=stack.cpu_s),
+                streams=streams(url, model, cpu_s=stack.cpu_s),
             )
     except StartError as error:
         return f"{router.package} {version} does not run here: {error}"

@@ -33,6 +33,7 @@ _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d+)')
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _DEFAULT_TOKENS = 16
 _IDLE_S = 0.001
+_YIELD_EVERY = 32
 
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
@@ -144,8 +145,8 @@ class _Connection(asyncio.Protocol):
         self._streams.add(self)
 
     def step(self) -> None:
-        """Send one token, unless the ones before are still to be taken."""
-        if self._full:
+        """Send one token, unless the ones before are still to be taken or nobody listens."""
+        if self._full or self not in self._streams:
             return
         assert self._transport is not None
         self._left -= 1
@@ -167,8 +168,10 @@ async def serve(port: int, itl_s: float) -> None:
     while not stop.is_set():
         due_s = max(due_s + itl_s, loop.time())
         await asyncio.sleep(max(due_s - loop.time(), 0.0 if streams else _IDLE_S))
-        for stream in list(streams):
+        for i, stream in enumerate(list(streams)):
             stream.step()
+            if i % _YIELD_EVERY == 0:  # the loop takes one new connection at a time
+                await asyncio.sleep(0)
 
 
 @contextmanager
