@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 
 from hrl_planner.router import envoy
@@ -362,6 +363,42 @@ def test_every_option_makes_a_bootstrap_that_envoy_takes(tmp_path: Any) -> None:
     )
     child = envoy.child(config, tmp_path / "envoy.json")
     subprocess.run([*child.argv, "--mode", "validate"], check=True, capture_output=True)
+
+
+def test_with_a_collector_envoy_adds_its_spans_to_the_clients_trace(
+    background: Background, tmp_path: Any
+) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    exported: list[bytes] = []
+
+    async def export(request: bytes, _: Any) -> bytes:
+        exported.append(request)
+        return b""
+
+    async def scenario() -> None:
+        collector = grpc.aio.server()
+        service = "opentelemetry.proto.collector.trace.v1.TraceService"
+        handlers = {"Export": grpc.unary_unary_rpc_method_handler(export)}
+        collector.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, handlers),)
+        )
+        port = collector.add_insecure_port("127.0.0.1:0")
+        await collector.start()
+        rig = Rig(tmp_path, {"otlp_endpoint": f"127.0.0.1:{port}"})
+        await rig.start()
+        try:
+            sent = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+            for _ in range(10):
+                answer = await rig.post({"to": "a"}, headers=sent)
+            received = answer.json()["headers"]["traceparent"]
+            assert received.split("-")[1] == trace_id
+            assert received != sent["traceparent"]
+            await eventually(lambda: any(bytes.fromhex(trace_id) in each for each in exported))
+        finally:
+            await rig.stop()
+            await collector.stop(0)
+
+    background.run(scenario())
 
 
 def test_requests_outlive_the_picker_and_streams_do_not_notice(

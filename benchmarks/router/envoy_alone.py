@@ -9,7 +9,6 @@ What our router adds to a stream is the difference between this and ours under o
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,29 +56,6 @@ def streams(
     """Begin all streams at once, and let each run to its end."""
     run = closed_loop(url, model, STREAM, concurrency=concurrency, cpu_s=cpu_s)
     return Streams(1e3 * concurrency / run.itl_mean_ms, run)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Streams through a router and through Envoy alone, in turns.
-
-    Attributes:
-        ratio: median over the rounds of tokens per second, router over Envoy alone.
-        router: per round.
-        alone: per round.
-    """
-
-    ratio: float
-    router: tuple[Streams, ...]
-    alone: tuple[Streams, ...]
-
-
-def compare(router_url: str, alone_url: str, model: str, rounds: int = 5) -> Comparison:
-    """Both are up all the time and loaded in turns, so that a busy machine is so for both."""
-    pairs = [(streams(router_url, model), streams(alone_url, model)) for _ in range(rounds)]
-    router, alone = zip(*pairs, strict=True)
-    ratio = statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in pairs)
-    return Comparison(ratio, router, alone)
 
 
 @contextmanager

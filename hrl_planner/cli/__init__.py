@@ -18,6 +18,7 @@ from hrl_planner.cli import (
     checkpoint,
     evaluate,
     experiment,
+    kube_binaries,
     load,
     mock_cluster,
     mock_engine,
@@ -47,6 +48,7 @@ _EXTRAS = {
     "tensorboard": "train",
     "optuna": "train",
     "ray": "ray",
+    "kubernetes": "router",
     "envoy": "router",
     "grpc": "router",
     "dynamo": "router",
@@ -100,6 +102,7 @@ app.command()(mock_engine.mock_engine)
 app.command()(mock_cluster.mock_cluster)
 app.command()(router.router)
 app.command()(load.load)
+app.command("kube-binaries")(kube_binaries.kube_binaries)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")

@@ -24,10 +24,11 @@ from hrl_planner.router.fleet import Fleet
 from hrl_planner.router.handoff import Handoff
 from hrl_planner.router.hasher import PromptHasher
 from hrl_planner.router.http import AdminServer
-from hrl_planner.router.kv import KvIndex
+from hrl_planner.router.kv import FeedState, KvIndex
 from hrl_planner.router.metrics import RouterMetrics
 from hrl_planner.router.outcome import Outcomes
 from hrl_planner.router.picker import Picker
+from hrl_planner.router.progress import Progress
 from hrl_planner.router.scrape import Scraper, WorkerMetrics
 from hrl_planner.router.service import Router
 from hrl_planner.router.warm import warm
@@ -59,13 +60,16 @@ class PickerApp:
         self.router = Router(config, desk, classes, hasher, self._handoff, self.metrics)
         outcomes = Outcomes(self.router, self.metrics, log_requests=config.log.requests)
         self._picker = Picker(self.router, outcomes.refused, outcomes.ended)
-        self._admin = AdminServer(self.router, self.metrics, config.served_models())
+        self._admin = AdminServer(
+            self.router, self.metrics, config.served_models(), before_page=self._count_workers
+        )
         self._scraper = Scraper(
             interval_s=config.scrape.interval_s,
             timeout_s=config.scrape.timeout_s,
             on_metrics=self._measured,
             on_presence=self._present,
         )
+        self._progress = Progress(config.scrape.stalled_after_s)
         self._discovery = make_discovery(config)
         self._tasks: list[asyncio.Task[None]] = []
         self._known = asyncio.Event()
@@ -111,11 +115,11 @@ class PickerApp:
             self.router.desk.flights.vacated(slot)
             self.index.drop_worker(slot)
             self.router.lengths.forget(name)
+            self._progress.forget(name)
         for place in self.fleet:
             blocks = int(self.fleet.state.pools[place.pool]["kv_capacity_blocks"])
             self.index.add_worker(place.slot, place.worker, blocks)
         self._scraper.watch([place.worker for place in self.fleet])
-        self._count_workers()
         self.router.look()
 
     async def _tick(self) -> None:
@@ -133,6 +137,10 @@ class PickerApp:
             self.router.lengths.saw_generated(name, found.generation_tokens_total)
         if not math.isfinite(found.running):
             return
+        stalled = self._progress.stalled(name, found)
+        if self.fleet.set_stalled(name, stalled, time.monotonic()):
+            log.warning("worker stalls" if stalled else "worker goes on", extra={"worker": name})
+            self.router.look()
         in_engine = round(found.running + found.waiting)
         if self.router.desk.flights.correct(slot, time.monotonic(), in_engine, found.kv_use):
             self.router.look()
@@ -142,7 +150,6 @@ class PickerApp:
         if not alive:
             log.warning("worker is gone", extra={"worker": name})
         self.fleet.set_alive(name, alive, time.monotonic())
-        self._count_workers()
         self.router.look()
 
     def _count_workers(self) -> None:
@@ -154,7 +161,9 @@ class PickerApp:
             state = "draining" if place.worker.draining else "accepting" if accepts else "down"
             counts[place.worker.pool, state] += 1
         self.metrics.workers(dict(counts))
-        self.metrics.kv_states(dict(Counter(str(s) for s in self.index.states().values())))
+        states = Counter({state: 0 for state in FeedState})
+        states.update(self.index.states().values())
+        self.metrics.kv_states({state.value: count for state, count in states.items()})
 
     def _gauges(self) -> None:
         router, sizes = self.router, self.index.sizes

@@ -97,6 +97,9 @@ class ScrapeConfig(_Model):
 
     interval_s: float = Field(1.0, gt=0)
     timeout_s: float = Field(2.0, gt=0)
+    stalled_after_s: float = Field(
+        15.0, gt=0, description="without a token while requests run; longer than the longest prompt"
+    )
 
 
 class LogConfig(_Model):

@@ -4,7 +4,7 @@ Each pool owns a fixed range of slots. A worker that discovery reports takes a f
 pool and keeps it until it is reported no more; then the slot's *epoch* goes up, so that what is
 still booked on the old worker cannot be booked on the next one. Load numbers are written by
 `flights`, the weights by the planner, `accepting` here: a worker takes requests while it is
-reported ready, its process is alive, and it has not just failed one.
+reported ready, its process is alive, it gets on with what it has, and it has not just failed one.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class _Seat:
 
     worker: Worker
     alive: bool = True
+    stalled: bool = False
     suspended_until_s: float = -math.inf
     failures: int = 0
 
@@ -171,6 +172,16 @@ class Fleet:
                 seat.failures, seat.suspended_until_s = 0, -math.inf
             self._refresh(slot, now_s)
 
+    def set_stalled(self, name: str, stalled: bool, now_s: float) -> bool:
+        """Note whether a worker has requests and gets nowhere with them; tell if that is news."""
+        slot = self._slot_of.get(name, NOBODY)
+        seat = self._seats[slot] if slot != NOBODY else None
+        if seat is None or seat.stalled == stalled:
+            return False
+        seat.stalled = stalled
+        self._refresh(slot, now_s)
+        return True
+
     def failed(self, place: Place, now_s: float) -> None:
         """Note a failed request: the worker takes a pause that doubles with each in a row."""
         seat = self._seats[place.slot]
@@ -199,7 +210,7 @@ class Fleet:
         rests = now_s < seat.suspended_until_s
         if not rests:
             seat.suspended_until_s = -math.inf
-        accepts = seat.alive and not seat.worker.draining and not rests
+        accepts = seat.alive and not seat.stalled and not seat.worker.draining and not rests
         self.state.load[slot]["accepting"] = int(accepts)
 
     def _seat_new(self, worker: Worker) -> int:

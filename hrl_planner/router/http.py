@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,23 @@ from hrl_planner.routing import AGGREGATED, DECODE, PREFILL
 
 
 class AdminServer:
-    """Answers over one router."""
+    """Answers over one router.
 
-    def __init__(self, router: Router, metrics: RouterMetrics, models: tuple[str, ...]) -> None:
+    Args:
+        router: whose state is told.
+        metrics: its metrics.
+        models: names of `/v1/models`.
+        before_page: brings the gauges up to date.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        metrics: RouterMetrics,
+        models: tuple[str, ...],
+        before_page: Callable[[], None],
+    ) -> None:
+        self._before_page = before_page
         self._router = router
         self._metrics = metrics
         self._created = int(time.time())
@@ -67,6 +82,7 @@ class AdminServer:
 
     async def _page(self, request: web.Request) -> web.Response:
         """Prometheus metrics."""
+        self._before_page()
         return web.Response(
             body=self._metrics.page(), headers={"content-type": "text/plain; version=0.0.4"}
         )

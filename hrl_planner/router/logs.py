@@ -27,3 +27,5 @@ def set_up(config: LogConfig, process: str) -> None:
         )
     )
     logging.basicConfig(level=config.level.upper(), handlers=[handler], force=True)
+    # It tells every change of the folder it watches, our own log file among them.
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)

@@ -14,6 +14,7 @@ stays.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -81,26 +82,35 @@ class FileDiscovery:
         Raises:
             RouterError: if the file is not valid at the start.
         """
-        version = self._version()
-        known = read_workers(self._path)
-        complaint = ""
-        yield known
-        async for _ in self._changes():
-            # Other files of the folder change too, some of them, as logs, all the time.
-            before, version = version, self._version()
-            if version == before:
-                continue
-            try:
-                found = read_workers(self._path)
-            except RouterError as error:
-                if str(error) != complaint:
-                    _log.error("%s; the %d workers of before stay", error, len(known.workers))
-                complaint = str(error)
-                continue
+        changed = asyncio.Event()
+        watching = asyncio.create_task(self._watch(changed))
+        try:
+            # It watches before the first read, so that no change falls between.
+            await asyncio.sleep(0)
+            version = self._version()
+            known = read_workers(self._path)
+            yield known
             complaint = ""
-            if found != known:
-                known = found
-                yield known
+            while True:
+                await self._next(changed, watching)
+                # Other files of the folder change too, some of them, as logs, all the time.
+                before, version = version, self._version()
+                if version == before:
+                    continue
+                try:
+                    found = read_workers(self._path)
+                except RouterError as error:
+                    if str(error) != complaint:
+                        _log.error("%s; the %d workers of before stay", error, len(known.workers))
+                    complaint = str(error)
+                    continue
+                complaint = ""
+                if found != known:
+                    known = found
+                    yield known
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
     def _version(self) -> tuple[int, ...]:
         """What a change of the file cannot leave as it is."""
@@ -110,9 +120,9 @@ class FileDiscovery:
             return ()
         return status.st_ino, status.st_mtime_ns, status.st_size
 
-    async def _changes(self) -> AsyncIterator[object]:
+    async def _watch(self, changed: asyncio.Event) -> None:
         folders = {self._path.parent.absolute(), self._path.resolve().parent}
-        async for change in awatch(
+        async for _ in awatch(
             *folders,
             recursive=False,
             debounce=100,
@@ -120,7 +130,15 @@ class FileDiscovery:
             rust_timeout=round(_REREAD_S * 1000),
             yield_on_timeout=True,
         ):
-            yield change
+            changed.set()
+
+    async def _next(self, changed: asyncio.Event, watching: asyncio.Task[None]) -> None:
+        waiting = asyncio.create_task(changed.wait())
+        await asyncio.wait({waiting, watching}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if watching.done():
+            watching.result()
+        changed.clear()
 
 
 def read_workers(path: Path) -> Snapshot:
