@@ -104,6 +104,12 @@ def test_a_request_says_what_was_promised() -> None:
     assert body["ignore_eos"] is True and body["stream"] is True
 
 
+def test_a_request_of_no_class_names_none() -> None:
+    offered = offer_as(TREE, SloTarget())
+    raw = RequestWriter(offered, Target("http://127.0.0.1:8000", "m"), LoadOptions()).write(0)
+    assert b"x-slo-class" not in raw and b"nvext" not in raw
+
+
 def test_a_request_can_be_a_chat_ids_or_not_streamed() -> None:
     first, _, body = written("chat", "words", stream=False, send_slo=False)
     assert first == "POST /v1/chat/completions HTTP/1.1"

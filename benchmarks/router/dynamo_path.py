@@ -7,6 +7,8 @@ Everything is Dynamo's own code from its own environment (`make dynamo-venv`); o
 model directory (a word tokenizer and the shapes of Llama 8B), the table of the global router and
 the load. Discovery is through files and requests go over TCP, so that neither etcd nor NATS is
 needed. ZMQ publishers of Dynamo bind all interfaces; everything else stays on loopback.
+
+    python -m benchmarks.router.dynamo_path
 """
 
 from __future__ import annotations
@@ -53,9 +55,6 @@ _ROUTER_OPTIONS = {
     "prefill": ("--no-router-track-active-blocks",),
     "decode": ("--no-router-kv-events", "--no-router-assume-kv-reuse"),
 }
-_PROBE = json.dumps(
-    {"model": MODEL, "max_tokens": 2, "messages": [{"role": "user", "content": "t1 t2"}]}
-).encode()
 
 GLOBAL_ROUTER = {
     "mode": "disagg",
@@ -164,8 +163,16 @@ def serving(python: Path) -> Iterator[tuple[Stack, str]]:
             for part, module, *options in _parts(table, port):
                 stack.start(part, [str(python), "-m", module, *options], _namespace(part))
             stack.wait_for(f"{url}/v1/models", f'"{MODEL}"', _START_S)
-            stack.wait_for_post(f"{url}/v1/chat/completions", _PROBE, _START_S)
+            for slo in CLASSES:  # together they meet every pool
+                stack.wait_for_post(f"{url}/v1/chat/completions", _probe(slo), _START_S)
             yield stack, url
+
+
+def _probe(slo: SloTarget) -> bytes:
+    promised = {"ttft_target": slo.ttft_ms, "itl_target": slo.itl_ms}
+    message = {"role": "user", "content": "t1 t2"}
+    body = {"model": MODEL, "max_tokens": 2, "messages": [message], "nvext": {"router": promised}}
+    return json.dumps(body).encode()
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -267,3 +274,18 @@ _MODEL_FILES: dict[str, dict[str, Any]] = {
     },
     "generation_config.json": {"bos_token_id": 1, "eos_token_id": 2, "max_new_tokens": 512},
 }
+
+
+def main() -> None:
+    """Measure and print, or say what is missing."""
+    path = measure()
+    if isinstance(path, str):
+        print(f"Dynamo's path skipped: {path}")
+        return
+    print(f"Dynamo {path.version}, low rate: {path.low_rate}")
+    for concurrency, run in path.closed.items():
+        print(f"Dynamo {path.version}, {concurrency} x 1000/64: {run}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 What our router adds to a stream is the difference between this and ours under one load, hence
 `stream_vs_envoy_alone` = tokens per second through ours over tokens per second through this.
+
+    python -m benchmarks.router.envoy_alone
 """
 
 from __future__ import annotations
@@ -10,32 +12,50 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from benchmarks.router.loads import Measured, Shape, closed_loop
+from benchmarks.router import upstream
+from benchmarks.router.loads import Measured, Shape, closed_loop, short_requests_rps
 from benchmarks.router.processes import Stack, free_port
 
 STREAMS = 1000
-STREAM = Shape(isl=100, osl=300)  # the streams are what is measured, not their beginnings
+STREAM = Shape(isl=100, osl=600)
 
 _NO_LIMIT = 1_000_000
 _HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3."
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Many streams at a time, each of many small chunks.
+
+    Attributes:
+        tokens_per_s: of all streams together while they stream; what comes before their first
+            tokens, a router's decisions above all, is not in it.
+        run: everything, beginnings included.
+    """
+
+    tokens_per_s: float
+    run: Measured
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.tokens_per_s:,.0f} tokens/s while streaming; {self.run}"
 
 
 def streams(
     url: str,
     model: str,
     *,
-    duration_s: float = 10.0,
     concurrency: int = STREAMS,
     cpu_s: Callable[[], float] | None = None,
-) -> Measured:
-    """The load of the comparison: many streams of many small chunks at a time."""
-    return closed_loop(
-        url, model, STREAM, concurrency=concurrency, duration_s=duration_s, cpu_s=cpu_s
-    )
+) -> Streams:
+    """Begin all streams at once, and let each run to its end."""
+    run = closed_loop(url, model, STREAM, concurrency=concurrency, cpu_s=cpu_s)
+    return Streams(1e3 * concurrency / run.itl_mean_ms, run)
 
 
 @contextmanager
@@ -121,3 +141,18 @@ def _split(where: str) -> tuple[str, int]:
 
 def _address(host: str, port: int) -> dict[str, Any]:
     return {"socket_address": {"address": host, "port_value": port}}
+
+
+def main() -> None:
+    """Measure the client's ceiling without anything in between, then Envoy."""
+    with upstream.running(1, itl_ms=0.0) as engines:
+        direct = f"http://{engines[0]}"
+        print(f"no router: {streams(direct, upstream.MODEL)}")
+        print(f"no router: {short_requests_rps(direct, upstream.MODEL):,.0f} short requests/s")
+        with serving(engines) as (stack, url):
+            print(f"Envoy alone: {streams(url, upstream.MODEL, cpu_s=stack.cpu_s)}")
+            print(f"Envoy alone: {short_requests_rps(url, upstream.MODEL):,.0f} short requests/s")
+
+
+if __name__ == "__main__":
+    main()

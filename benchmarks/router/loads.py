@@ -43,6 +43,7 @@ class Measured:
         ttft_p99_ms: failed ones count as infinitely late.
         itl_p50_ms: mean inter-token latency of the median request.
         itl_p99_ms: that of the slowest in a hundred.
+        itl_mean_ms: over all tokens.
         client_cores: processor time of the client over the run's time.
         stack_cores: that of the programs under measurement; NaN where not measured.
         stack_ms_per_request: their processor time per request.
@@ -56,13 +57,26 @@ class Measured:
     ttft_p99_ms: float
     itl_p50_ms: float
     itl_p99_ms: float
+    itl_mean_ms: float
     client_cores: float
     stack_cores: float
     stack_ms_per_request: float
     first_error: str
 
+    def __str__(self) -> str:
+        """One line for people."""
+        text = (
+            f"{self.requests_rps:,.1f} req/s, {self.tokens_per_s:,.0f} tokens/s, "
+            f"TTFT p50 {self.ttft_p50_ms:.0f} p99 {self.ttft_p99_ms:.0f} ms, "
+            f"ITL p50 {self.itl_p50_ms:.1f} p99 {self.itl_p99_ms:.1f} ms, "
+            f"client {self.client_cores:.2f} cores"
+        )
+        if not np.isnan(self.stack_cores):
+            text += f", stack {self.stack_cores:.2f} ({self.stack_ms_per_request:.1f} ms/request)"
+        return text + (f", {self.failed} failed: {self.first_error[:120]}" if self.failed else "")
 
-NOTHING_PROMISED = (SloTarget("all"),)
+
+NOTHING_PROMISED = (SloTarget(),)
 
 
 @dataclass(frozen=True)
@@ -90,21 +104,23 @@ def closed_loop(
     shape: Shape,
     *,
     concurrency: int,
-    duration_s: float,
+    duration_s: float | None = None,
     cpu_s: Callable[[], float] | None = None,
 ) -> Measured:
-    """Keep so many requests on their way for so long.
+    """Keep so many requests on their way.
 
     Args:
         url: of the router.
         model: name to ask for.
         shape: of the requests.
         concurrency: requests at a time.
-        duration_s: no request is sent after that; those on their way finish and count.
+        duration_s: no request is sent after that; those on their way finish and count. None
+            sends `concurrency` requests, all at once.
         cpu_s: processor time so far of what is measured.
     """
     offered = _offered(np.zeros(len(shape.classes)), shape)
-    loop = Closed(concurrency, duration_s=duration_s)
+    requests = concurrency if duration_s is None else None
+    loop = Closed(concurrency, requests, duration_s)
     return _measure(url, model, shape, offered, LoadOptions(loop=loop, seed=shape.seed), cpu_s)
 
 
@@ -157,11 +173,18 @@ def measured(result: LoadResult, stack_cpu_s: float = np.nan) -> Measured:
         ttft_p99_ms=total["ttft_p99_ms"],
         itl_p50_ms=total["itl_p50_ms"],
         itl_p99_ms=total["itl_p99_ms"],
+        itl_mean_ms=_mean_itl_ms(result),
         client_cores=result.client.cpu_share,
         stack_cores=stack_cpu_s / result.wall_s,
         stack_ms_per_request=1e3 * stack_cpu_s / len(result),
         first_error=next(iter(summary.errors.values()), ""),
     )
+
+
+def _mean_itl_ms(result: LoadResult) -> float:
+    whole = result.finished & (result.tokens > 1)
+    streaming_s = (result.last_token_s - result.first_token_s)[whole].sum()
+    return 1e3 * float(streaming_s / np.maximum((result.tokens - 1)[whole].sum(), 1))
 
 
 def short_requests_rps(

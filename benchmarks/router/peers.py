@@ -3,6 +3,8 @@
     sglang-router 0.3   SGLang's model gateway, Rust inside a Python package
     vllm-router 0.1     vLLM's, which grew out of it
 
+    python -m benchmarks.router.peers
+
 Both come as wheels and live in an environment of their own, because their web frameworks are not
 ours: `python3.11 -m venv peers-venv && peers-venv/bin/pip install -r
 benchmarks/router/peers_requirements.txt`. Another place is named by HRL_PLANNER_PEERS_PYTHON. The
@@ -19,10 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.router.envoy_alone import streams
+from benchmarks.router import upstream
+from benchmarks.router.envoy_alone import Streams, streams
 from benchmarks.router.loads import Measured, Shape, closed_loop, short_requests_rps
 from benchmarks.router.processes import Stack, StartError, free_port
-from benchmarks.router.upstream import MODEL
 
 PYTHON_VARIABLE = "HRL_PLANNER_PEERS_PYTHON"
 DEFAULT_PYTHON = Path("peers-venv/bin/python")
@@ -66,7 +68,7 @@ class Peer:
     version: str
     short_rps: float
     closed: Measured
-    streams: Measured
+    streams: Streams
 
 
 def measure(upstreams: Sequence[str], duration_s: float = 10.0) -> dict[str, Peer | str]:
@@ -74,7 +76,7 @@ def measure(upstreams: Sequence[str], duration_s: float = 10.0) -> dict[str, Pee
 
     Args:
         upstreams: `ip:port` of each engine.
-        duration_s: of each of the loads.
+        duration_s: of each of the loads but the streams.
     """
     return {router.package: _measure(router, upstreams, duration_s) for router in ROUTERS}
 
@@ -84,15 +86,21 @@ def _measure(router: Router, upstreams: Sequence[str], duration_s: float) -> Pee
     if isinstance(found, str):
         return found
     python, version = found
+    model = upstream.MODEL
     try:
         with serving(router, python, upstreams) as (stack, url):
             return Peer(
                 version=version,
-                short_rps=short_requests_rps(url, MODEL, duration_s=duration_s),
+                short_rps=short_requests_rps(url, model, duration_s=duration_s),
                 closed=closed_loop(
-                    url, MODEL, Shape(), concurrency=64, duration_s=duration_s, cpu_s=stack.cpu_s
+                    url,
+                    upstream.MODEL,
+                    Shape(),
+                    concurrency=64,
+                    duration_s=duration_s,
+                    cpu_s=stack.cpu_s,
                 ),
-                streams=streams(url, MODEL, duration_s=duration_s, cpu_s=stack.cpu_s),
+                streams=streams(url, model, cpu_s=stack.cpu_s),
             )
     except StartError as error:
         return f"{router.package} {version} does not run here: {error}"
@@ -128,6 +136,23 @@ def serving(router: Router, python: Path, upstreams: Sequence[str]) -> Iterator[
             *("--prometheus-host", "127.0.0.1", "--log-level", router.log_level),
         ]
         stack.start(router.package, command)
-        probe = f'{{"model":"{MODEL}","prompt":"t1","max_tokens":1}}'.encode()
+        probe = f'{{"model":"{upstream.MODEL}","prompt":"t1","max_tokens":1}}'.encode()
         stack.wait_for_post(f"{url}/v1/completions", probe, _START_S)
         yield stack, url
+
+
+def main() -> None:
+    """Measure what is installed."""
+    with upstream.running(2, itl_ms=0.0) as engines:
+        for package, peer in measure(engines).items():
+            if isinstance(peer, str):
+                print(peer)
+                continue
+            name = f"{package} {peer.version}"
+            print(f"{name}: {peer.short_rps:,.0f} short requests/s")
+            print(f"{name}, 64 x 1000/64: {peer.closed}")
+            print(f"{name}, 1,000 streams: {peer.streams}")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -63,8 +63,7 @@ class Stack(AbstractContextManager["Stack"]):
         """Wait until a POST of a JSON body answers 200."""
         self._wait(lambda: _get(url, body) != "", f"{url} accepted no request", timeout_s)
 
-    def _wait(self, ready: object, what: str, timeout_s: float) -> None:
-        assert callable(ready)
+    def _wait(self, ready: Callable[[], bool], what: str, timeout_s: float) -> None:
         until_s = time.monotonic() + timeout_s
         while time.monotonic() < until_s:
             for name, process in self._running.items():

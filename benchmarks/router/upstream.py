@@ -33,8 +33,11 @@ _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d+)')
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _DEFAULT_TOKENS = 16
 _IDLE_S = 0.001
+_YIELD_EVERY = 32
 
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+_GENERATION = {"/v1/completions": False, "/v1/chat/completions": True}  # whether it is a chat
 _PATHS = {
     "/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model"}]},
     "/get_server_info": {"model_id": MODEL, "model_path": MODEL},
@@ -123,13 +126,17 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, head: bytes, body: bytes) -> None:
         assert self._transport is not None
-        if head.startswith(b"GET"):
-            path = head.split(b" ", 2)[1].decode().partition("?")[0]
+        method, target, _ = head.split(b" ", 2)
+        path = target.decode().partition("?")[0]
+        if method == b"GET":
             self._transport.write(_whole(_PATHS.get(path, {})))
+            return
+        if path not in _GENERATION:  # vllm-router asks `/v1/completions/render` for token ids
+            self._transport.write(_NOT_FOUND)
             return
         found = _MAX_TOKENS.search(body)
         tokens = int(found[1]) if found else _DEFAULT_TOKENS
-        chat = b"/chat/" in head.partition(b"\r\n")[0]
+        chat = _GENERATION[path]
         if not _STREAM.search(body):
             self._transport.write(_completion(chat, tokens))
             return
@@ -138,8 +145,8 @@ class _Connection(asyncio.Protocol):
         self._streams.add(self)
 
     def step(self) -> None:
-        """Send one token, unless the ones before are still to be taken."""
-        if self._full:
+        """Send one token, unless the ones before are still to be taken or nobody listens."""
+        if self._full or self not in self._streams:
             return
         assert self._transport is not None
         self._left -= 1
@@ -161,8 +168,10 @@ async def serve(port: int, itl_s: float) -> None:
     while not stop.is_set():
         due_s = max(due_s + itl_s, loop.time())
         await asyncio.sleep(max(due_s - loop.time(), 0.0 if streams else _IDLE_S))
-        for stream in list(streams):
+        for i, stream in enumerate(list(streams)):
             stream.step()
+            if i % _YIELD_EVERY == 0:  # the loop takes one new connection at a time
+                await asyncio.sleep(0)
 
 
 @contextmanager

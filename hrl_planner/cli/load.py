@@ -131,7 +131,7 @@ def load(
     if cluster is not None:
         offered = offer(requests_, cluster, seed)
     else:
-        offered = offer_as(requests_, SloTarget("all", ttft or float("inf"), itl or float("inf")))
+        offered = offer_as(requests_, SloTarget("", ttft or float("inf"), itl or float("inf")))
     result = _run(offered, target, options)
     _report(result, out, json_)
 

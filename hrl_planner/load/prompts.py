@@ -28,14 +28,19 @@ _CACHED_BLOCKS = 4096  # some 12 MB of words at 512 tokens a block
 _OF_BLOCK, _OF_REQUEST = 1, 2
 
 CLASS_HEADER = "x-slo-class"
-NO_CLASS = "all"  # name of the promise of a run without classes; no server knows it
 
 
 @dataclass(frozen=True, slots=True)
 class SloTarget:
-    """What a kind of requests was promised; infinite is nothing."""
+    """What a kind of requests was promised.
 
-    name: str
+    Attributes:
+        name: sent as `x-slo-class`, which is left out where the name is empty.
+        ttft_ms: infinite is no promise.
+        itl_ms: infinite is no promise.
+    """
+
+    name: str = ""
     ttft_ms: float = float("inf")
     itl_ms: float = float("inf")
 
@@ -194,7 +199,7 @@ def _head_start(target: Target, path: str, slo: SloTarget) -> bytes:
     headers = {
         "host": Address.parse(target.url).authority,
         "content-type": "application/json",
-        **({} if slo.name == NO_CLASS else {CLASS_HEADER: slo.name}),
+        **({CLASS_HEADER: slo.name} if slo.name else {}),
         **{name.lower(): value for name, value in target.headers.items()},
     }
     lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]

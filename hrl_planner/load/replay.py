@@ -76,7 +76,7 @@ async def replay(
     elif spec is not None:
         offered = offer(requests, spec, options.seed)
     else:
-        offered = offer_as(requests, slo or SloTarget("all"))
+        offered = offer_as(requests, slo or SloTarget())
     if len(offered.trace) == 0:
         raise LoadError(f"trace {offered.trace.name}: has no requests to send")
     raise_open_files()
