@@ -226,7 +226,7 @@ def test_every_rule_of_the_simulator_is_selectable(kind: str):
 def test_the_choice_is_the_simulators_function_on_the_same_arrays():
     bench = Bench(aggregated_spec())
     ask = bench.ask("loose")
-    bench.desk.chooser.look_up(ask)
+    bench.desk.chooser.look_up(ask, 0.0)
     state = bench.fleet.state
     served = state.served.copy()
     expected = choose_prefill(

@@ -64,7 +64,7 @@ def _dynamo(args: argparse.Namespace) -> Figures:
 
 
 def _peers(args: argparse.Namespace) -> Figures:
-    with upstream.running(4, 20.0) as addresses:
+    with upstream.running(2, 0.0) as addresses:
         found = peers.measure(addresses)
     figures: Figures = {}
     for name, peer in found.items():

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hrl_planner.choice import choose_decode, choose_prefill
 from hrl_planner.router.classes import Targets
@@ -29,6 +30,10 @@ from hrl_planner.routing import (
 from hrl_planner.slo_routing import decode_ratio, prefill_ratio
 
 
+# Requests that wait are looked at every few milliseconds; caches do not change that fast.
+_FRESH_S = 0.25
+
+
 @dataclass(slots=True)
 class Ask:
     """A request as the rules see it.
@@ -39,6 +44,8 @@ class Ask:
         targets: class and SLO.
         arrived_s: when the router got it.
         avoid: workers that have failed it.
+        overlap: cached tokens per worker when they were looked up last, at `looked_s`.
+        looked_s: ...
     """
 
     blocks: PromptBlocks
@@ -46,6 +53,8 @@ class Ask:
     targets: Targets
     arrived_s: float
     avoid: list[Place] = field(default_factory=list)
+    overlap: NDArray[np.int64] | None = None
+    looked_s: float = -math.inf
 
     @property
     def isl_tokens(self) -> int:
@@ -68,12 +77,16 @@ class Chooser:
         self._is_decode = fleet.state.pools["role"][fleet.pool_of] == DECODE
         self._surfaces = [fleet.state.surfaces[i] for i in range(len(fleet.state.surfaces))]
 
-    def look_up(self, ask: Ask) -> None:
+    def look_up(self, ask: Ask, now_s: float) -> None:
         """Write the prompt tokens each worker's prefix cache holds; before any choice."""
         overlap = self._state.overlap
+        if ask.overlap is not None and now_s - ask.looked_s < _FRESH_S:
+            overlap[:] = ask.overlap
+            return
         self._index.overlap_blocks(ask.blocks.hashes, overlap)
         np.multiply(overlap, self._block_tokens, out=overlap)
         np.minimum(overlap, ask.isl_tokens - 1, out=overlap)
+        ask.overlap, ask.looked_s = overlap.copy(), now_s
 
     def prefill(self, ask: Ask, now_s: float, *, shed: bool, wait: bool) -> int:
         """Return the worker for a prompt, or NOBODY, WAIT or REJECT, see `choose_prefill`."""

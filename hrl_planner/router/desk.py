@@ -67,7 +67,7 @@ class Desk:
             Refusal: 429, its class sheds what is late and nothing waits here.
         """
         self.flights.advance(now_s)
-        self.chooser.look_up(ask)
+        self.chooser.look_up(ask, now_s)
         seat = self._of_session(ask, session, now_s) or self._without_hop(ask, now_s)
         if seat is None:
             seat = self._by_rules(ask, now_s, forced=not self._config.admission.queue)
@@ -81,7 +81,7 @@ class Desk:
         Raises:
             Refusal: 503, it has waited enough and there is still no worker.
         """
-        self.chooser.look_up(ask)
+        self.chooser.look_up(ask, now_s)
         seat = self._by_rules(ask, now_s, forced=forced)
         if seat is None and forced:
             raise Refusal(
@@ -95,7 +95,7 @@ class Desk:
 
     def another_prefill(self, ask: Ask, now_s: float) -> Seat | None:
         """Give a request whose prefill worker failed another one that only prefills, or None."""
-        self.chooser.look_up(ask)
+        self.chooser.look_up(ask, now_s)
         slot = self.chooser.prefill(ask, now_s, shed=False, wait=False)
         return None if slot in (NOBODY, REJECT) else self._book(slot, ask, now_s, "retry")
 
@@ -107,11 +107,11 @@ class Desk:
             now_s: now.
             prefilled: whether its KV cache comes from a prefill worker; else this one computes it.
         """
-        self.chooser.look_up(ask)
         slot = self.chooser.decode(ask)
         if slot == NOBODY:
             return None
         if not prefilled:
+            self.chooser.look_up(ask, now_s)
             return self._book(slot, ask, now_s, "prefill_failed")
         place = self.fleet.place(slot)
         leg = self.flights.book(place, now_s, new_tokens=0, kv_blocks=ask.kv_blocks, watched=True)

@@ -21,7 +21,7 @@ def warm(spec: ClusterSpec) -> None:
     fleet.apply(Snapshot(workers), 0.0)
     chooser = Chooser(fleet, KvIndex(spec.kv_block_tokens))
     ask = Ask(PromptBlocks([1], 32, spec.kv_block_tokens), 4, Targets(0, 1.0, 1.0, 1.0), 0.0)
-    chooser.look_up(ask)
+    chooser.look_up(ask, 0.0)
     chooser.prefill(ask, 0.0, shed=True, wait=True)
     chooser.decode(ask)
     chooser.best_case_ttft_s(ask)
