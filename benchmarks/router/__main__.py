@@ -6,6 +6,7 @@ A part that needs what is not installed here (Dynamo, other routers) says so and
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from benchmarks.router import (
     decision,
     dynamo_path,
     faults,
+    ours,
     peers,
     picker,
     same_load,
@@ -65,7 +67,8 @@ def _dynamo(args: argparse.Namespace) -> Figures:
 
 def _peers(args: argparse.Namespace) -> Figures:
     with upstream.running(2, 0.0) as addresses:
-        found = peers.measure(addresses)
+        found: dict[str, peers.Peer | str] = {"hrl-planner": asyncio.run(ours.measure(addresses))}
+        found |= peers.measure(addresses)
     figures: Figures = {}
     for name, peer in found.items():
         if isinstance(peer, str):
