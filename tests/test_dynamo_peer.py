@@ -215,7 +215,7 @@ def test_an_interpreter_without_dynamo_is_named_with_what_it_lacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(client.PYTHON_VARIABLE, sys.executable)
-    with pytest.raises(PolicyError, match=r"No module named 'dynamo'.*dynamo_requirements\.txt"):
+    with pytest.raises(PolicyError, match=r"No module named 'dynamo.*dynamo_requirements\.txt"):
         DynamoPolicy().reset(PlanContext(SPEC))
 
 
