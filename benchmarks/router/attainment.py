@@ -59,14 +59,26 @@ class Attainment:
         return 100.0 * abs(self.simulated - self.measured)
 
 
-def mixed_trace(duration_s: float, seed: int) -> Trace:
-    """Return conversations under a tight promise and long single requests under a loose one."""
-    rate_rps = 14.0
+RATE_RPS = 14.0
+ISL_TOKENS = 6000.0
+
+
+def mixed_trace(
+    duration_s: float, seed: int, rate_rps: float = RATE_RPS, isl_tokens: float = ISL_TOKENS
+) -> Trace:
+    """Return conversations under a tight promise and long single requests under a loose one.
+
+    Args:
+        duration_s: length.
+        seed: of arrivals and lengths.
+        rate_rps: requests per second, seven tenths of them in conversations.
+        isl_tokens: mean length of a conversation's first prompt.
+    """
     chat = sessions(
-        constant(0.7 * rate_rps, duration_s, isl=6000, osl=80),
+        constant(0.7 * rate_rps, duration_s, isl=isl_tokens, osl=80),
         SessionModel(
-            first=Lengths(6000, cv=0.7, high=24_000),
-            added=Lengths(2000, cv=0.7, high=8000),
+            first=Lengths(isl_tokens, cv=0.7, high=24_000),
+            added=Lengths(isl_tokens / 3, cv=0.7, high=8000),
             output=Lengths(80, cv=0.5, high=300),
             turns_scale=3,
             gap_median_s=8,
@@ -185,5 +197,19 @@ def main(duration_s: float = 60.0, seed: int = 1) -> list[Attainment]:
     return found
 
 
+def simulated_only(duration_s: float = 120.0, seeds: int = 3) -> None:
+    """Print what the simulator says of lighter loads: rules by requests per second and length."""
+    for rate_rps, isl_tokens in ((10.0, 3000.0), (10.0, 5000.0), (14.0, 4000.0), (14.0, 6000.0)):
+        traces = [mixed_trace(duration_s, seed, rate_rps, isl_tokens) for seed in range(seeds)]
+        means = {
+            rule: sum(simulate(fixed_spec(rule), trace)[1] for trace in traces) / seeds
+            for rule in RULES
+        }
+        row = ", ".join(f"{rule} {mean:.3f}" for rule, mean in means.items())
+        print(f"{rate_rps:g} requests/s, prompts of {isl_tokens:,.0f}: {row}")
+
+
 if __name__ == "__main__":
-    main()
+    import sys
+
+    simulated_only() if "--simulated" in sys.argv else main()
