@@ -18,7 +18,7 @@ import pytest
 from envs.simulation import Simulation
 from hrl_planner.collect import PoolWindow, Replicas, Timing, WorkerSample, observe_cluster
 from hrl_planner.mock_engine.engine import Engine, Job
-from hrl_planner.mock_engine.metrics import _ITL_S, _TTFT_S, EngineMetrics, token_buckets
+from hrl_planner.mock_engine.metrics import _ITL_S, _TTFT_S, EngineMetrics
 from hrl_planner.mock_engine.model import Limits, Worker
 from hrl_planner.mock_engine.times import ProfileTimes
 from hrl_planner.observation import PoolObservation
@@ -145,17 +145,21 @@ def bucket_of(value: float, edges: tuple[float, ...], scale: float) -> tuple[flo
     return float(uppers[max(0, k - 1)]), float(uppers[min(k, uppers.size - 1)])
 
 
-def assert_agree(mine: PoolObservation, theirs: PoolObservation) -> None:
+def assert_agree(
+    mine: PoolObservation, theirs: PoolObservation, unsure: dict[str, float] | None = None
+) -> None:
+    """Compare two rows; `unsure` are tolerances of attainments, 0.01 where there is none."""
+    unsure = {"ttft": 0.01, "itl": 0.01, **(unsure or {})}
     for name in EXACT:
         a, b = getattr(mine, name), getattr(theirs, name)
         assert a == pytest.approx(b, rel=1e-6, abs=1e-9, nan_ok=True), name
     # The simulator books a leap's tokens at its end, the engine every step's.
-    assert mine.output_tokens_per_s == pytest.approx(theirs.output_tokens_per_s, rel=0.05)
+    assert mine.output_tokens_per_s == pytest.approx(theirs.output_tokens_per_s, rel=0.01)
     # Lengths of requests that end within the window, not of those that begin in it.
-    assert mine.isl_mean_tokens == pytest.approx(theirs.isl_mean_tokens, rel=0.06)
+    assert mine.isl_mean_tokens == pytest.approx(theirs.isl_mean_tokens, rel=0.03)
     assert mine.isl_std_tokens == pytest.approx(theirs.isl_std_tokens, rel=0.15)
     assert mine.osl_mean_tokens == pytest.approx(theirs.osl_mean_tokens, rel=1e-6, nan_ok=True)
-    assert mine.osl_std_tokens == pytest.approx(theirs.osl_std_tokens, rel=0.15, nan_ok=True)
+    assert mine.osl_std_tokens == pytest.approx(theirs.osl_std_tokens, rel=0.06, nan_ok=True)
     for what, edges in (("ttft", _TTFT_S), ("itl", _ITL_S)):
         for q in ("p50", "p90"):
             a, b = getattr(mine, f"{what}_{q}_ms"), getattr(theirs, f"{what}_{q}_ms")
@@ -165,20 +169,20 @@ def assert_agree(mine: PoolObservation, theirs: PoolObservation) -> None:
                 low, high = bucket_of(a, edges, 1e3)
                 assert low / math.sqrt(2.0) <= b <= high * math.sqrt(2.0), (what, q)
         a, b = getattr(mine, f"{what}_attainment"), getattr(theirs, f"{what}_attainment")
-        assert a == pytest.approx(b, abs=0.08, nan_ok=True), what
+        assert a == pytest.approx(b, abs=unsure[what], nan_ok=True), what
 
 
-# 100 ms and 50 ms are edges of the engine's buckets, 300 ms is within one.
-@pytest.mark.parametrize(("ttft_ms", "itl_ms"), [(100.0, 50.0), (300.0, 30.0)])
-def test_aggregated_workers(ttft_ms: float, itl_ms: float) -> None:
+# 50 ms is an edge of the engine's buckets; 30 ms is within one that holds most requests.
+@pytest.mark.parametrize(("itl_ms", "unsure"), [(50.0, 0.01), (30.0, 0.35)])
+def test_aggregated_workers(itl_ms: float, unsure: float) -> None:
     worker = pool("aggregated", PROFILE, 2, max_num_seqs=64, max_num_batched_tokens=2048)
-    kind = slo_class(ttft_ms=ttft_ms, itl_ms=itl_ms)
+    kind = slo_class(ttft_ms=300.0, itl_ms=itl_ms)
     twins = Twins(
         cluster(worker, model=MODEL, slo_classes=(kind,)), conversations(200.0, 8.0, seed=3)
     )
     for now_s in (20.0, 63.0, 131.0, 200.0):
         for mine, theirs in twins.observe(now_s):
-            assert_agree(mine, theirs)
+            assert_agree(mine, theirs, {"itl": unsure})
 
 
 def test_prefill_and_decode_workers() -> None:
@@ -206,8 +210,3 @@ def test_traffic_that_ends_is_zero_and_not_unknown() -> None:
     assert mine.output_tokens_per_s == mine.prompt_tokens_per_s == 0.0
     for name in ("isl_mean_tokens", "osl_mean_tokens", "ttft_p90_ms", "itl_attainment"):
         assert math.isnan(getattr(mine, name)) and math.isnan(getattr(theirs, name))
-
-
-def test_lengths_lie_within_the_buckets_of_the_engine() -> None:
-    """The edges the deviation of lengths is estimated from."""
-    assert token_buckets(LONGEST)[-3:] == [1000.0, 2000.0, 5000.0]
