@@ -8,6 +8,7 @@ router that was restarted counts from 0 again; requests it had are then in nobod
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -141,7 +142,7 @@ def _counted(
 ) -> tuple[float, FloatArray]:
     """Return the seconds that samples of one router span within the window, and what it counted."""
     covered_s, counts = 0.0, np.zeros(())
-    for (from_s, old), (to_s, new) in zip(samples, samples[1:], strict=False):
+    for (from_s, old), (to_s, new) in itertools.pairwise(samples):
         if to_s > after_s:
             covered_s += to_s - from_s
             counts = counts + (new if np.any(new < old) else new - old)

@@ -109,11 +109,6 @@ class Collector:
             window.set_workers(ready[pool])
         self._classes.set_routers(self._routers)
 
-    def totals(self, now_s: float | None = None) -> dict[str, PoolTotals]:
-        """Return what is known of every pool."""
-        now_s = self._clock() if now_s is None else now_s
-        return {name: window.totals(now_s) for name, window in self._windows.items()}
-
     def observe(
         self, replicas: Mapping[str, Replicas], now_s: float | None = None
     ) -> ClusterObservation:
@@ -124,8 +119,16 @@ class Collector:
             now_s: the clock's time where it is not given.
         """
         now_s = self._clock() if now_s is None else now_s
+        watched = {worker.pool for worker in self._workers.values()}
+        totals = {
+            # Replicas that serve and that nobody told of: their traffic is unknown, not zero.
+            name: window.totals(now_s)
+            if name in watched or not replicas[name].ready
+            else PoolTotals.unknown()
+            for name, window in self._windows.items()
+        }
         classes = self._classes.rows(now_s) if self._routers else None
-        return observe_cluster(self._spec, now_s, replicas, self.totals(now_s), classes)
+        return observe_cluster(self._spec, now_s, replicas, totals, classes)
 
     async def _run(self) -> None:
         while True:

@@ -1,11 +1,11 @@
 """What can be said of values that were only counted into buckets, and of which the sum is known.
 
 Inside a bucket values are not taken to be spread evenly, as Prometheus does: an engine whose every
-token takes 31 ms has all of them in the bucket from 25 to 50 ms, and 30 % of an even spread would
-be below 32 ms. The sum tells better. The density in every bucket is an exponential with one rate
-common to all buckets, such that the mean is the known one: of all densities with these counts and
-this mean, the one of the largest entropy. Rate 0 is the even spread; it is used where the sum is not
-known or does not fit the counts.
+token takes 31 ms has all of them in the bucket from 25 to 50 ms, and an even spread would put 72 %
+of them above 32 ms. The sum tells better. The density in every bucket is an exponential with one
+rate common to all buckets, such that the mean is the known one: of all densities with these counts
+and this mean, the one of the largest entropy. Rate 0 is the even spread; it is used where the sum
+is not known or does not fit the counts.
 
 Means are exact. Quantiles and shares can be wrong by the bucket they fall into, and not by more.
 """

@@ -44,6 +44,11 @@ class Timing:
     scrape_s: float = 5.0
     grace_s: float = 0.0
 
+    @property
+    def kept_s(self) -> float:
+        """How far back samples are kept: a restart before the window can make its begin cold."""
+        return self.lag_s + self.window_s + self.grace_s
+
     @staticmethod
     def of(intervals: IntervalSpec, grace_s: float) -> Timing:
         """Return what a spec says."""
@@ -69,6 +74,12 @@ class PoolTotals:
     kv_use: float
     age_s: float
     histograms: Mapping[str, list[Histogram]]
+
+    @staticmethod
+    def unknown() -> PoolTotals:
+        """Return that nothing is known."""
+        nan = math.nan
+        return PoolTotals(dict.fromkeys(COUNTERS, nan), nan, nan, nan, nan, {})
 
 
 @dataclass(slots=True)
@@ -104,6 +115,21 @@ class _History:
         return [Increment.between(self.samples[k - 1], self.samples[k]) for k in range(first, last)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one worker did in the window.
+
+    Attributes:
+        presence: share of the window in which it was there.
+        increments: by time.
+        begins_s: when its engine began, as far as it matters.
+    """
+
+    presence: float
+    increments: list[Increment]
+    begins_s: list[float]
+
+
 class PoolWindow:
     """See the module.
 
@@ -128,21 +154,23 @@ class PoolWindow:
         """Take a sample of a worker; one at the same time as another takes its place."""
         history = self._workers.setdefault(worker, _History())
         history.add(sample)
-        history.forget(history.times[-1] - self._timing.lag_s - self._timing.window_s)
+        history.forget(history.times[-1] - self._timing.kept_s)
 
     def totals(self, now_s: float) -> PoolTotals:
         """Return what is known now, and forget what cannot count any more."""
         until_s = now_s - self._timing.lag_s
         after_s = until_s - self._timing.window_s
-        self._forget(after_s)
+        self._forget(now_s - self._timing.kept_s)
         start_s = max(after_s, self._since_s)
         if until_s <= start_s:
-            return _nothing()
+            return PoolTotals.unknown()
         parts = []
         for name, history in self._workers.items():
-            increments = history.increments(after_s, until_s)
+            kept = history.increments(now_s - self._timing.kept_s, until_s)
+            increments = [increment for increment in kept if increment.to_s > after_s]
             presence = self._presence(name, history, increments, start_s, until_s)
-            parts.append((presence, increments, history.ready_since_s))
+            begins_s = [history.ready_since_s, *(i.to_s for i in kept if i.restarted)]
+            parts.append(_Part(presence, increments, begins_s))
         rates = _rates(parts)
         histograms = self._histograms(parts)
         # One that is new and was not asked yet has hardly any load.
@@ -181,18 +209,14 @@ class PoolWindow:
         ended_s = until_s if listed else increments[-1].to_s if increments else -math.inf
         return max(0.0, ended_s - max(start_s, began_s)) / (until_s - start_s)
 
-    def _histograms(
-        self, parts: list[tuple[float, list[Increment], float]]
-    ) -> dict[str, list[Histogram]]:
+    def _histograms(self, parts: Sequence[_Part]) -> dict[str, list[Histogram]]:
         """Add up histograms of equal edges."""
         sums: dict[str, dict[bytes, Histogram]] = {}
-        for _, increments, ready_since_s in parts:
-            warm_s = ready_since_s + self._timing.grace_s
-            for increment in increments:
-                if increment.restarted:
-                    warm_s = max(warm_s, increment.to_s + self._timing.grace_s)
+        for part in parts:
+            for increment in part.increments:
+                cold = self._is_cold(increment, part.begins_s)
                 for name, seen in increment.histograms.items():
-                    if name in _LATENCIES and increment.from_s < warm_s:
+                    if cold and name in _LATENCIES:
                         continue
                     row = sums.setdefault(name, {})
                     key = seen.upper_edges.tobytes()
@@ -202,6 +226,13 @@ class PoolWindow:
                         seen = Histogram(seen.upper_edges, counts, total)
                     row[key] = seen
         return {name: list(row.values()) for name, row in sums.items()}
+
+    def _is_cold(self, increment: Increment, begins_s: Sequence[float]) -> bool:
+        """Whether any of an increment is of the time after a begin of its engine."""
+        return any(
+            begin_s <= increment.to_s and increment.from_s < begin_s + self._timing.grace_s
+            for begin_s in begins_s
+        )
 
     def _age(self, now_s: float) -> float:
         """Return the age that half of the workers' newest samples do not exceed."""
@@ -222,14 +253,15 @@ class PoolWindow:
         return ages[(len(ages) - 1) // 2]
 
 
-def _rates(parts: list[tuple[float, list[Increment], float]]) -> dict[str, float]:
+def _rates(parts: Sequence[_Part]) -> dict[str, float]:
     """Return rates per second of the whole pool."""
-    present = sum(presence for presence, _, _ in parts)
+    present = sum(part.presence for part in parts)
     if present <= 0.0:
         return dict.fromkeys(COUNTERS, 0.0)
     rates = np.zeros(len(COUNTERS))
     known_presence = np.zeros(len(COUNTERS))
-    for presence, increments, _ in parts:
+    for part in parts:
+        presence, increments = part.presence, part.increments
         if not increments or presence <= 0.0:
             continue
         counts = np.array([increment.counts for increment in increments])
@@ -257,8 +289,3 @@ def _gauges(newest: Sequence[WorkerSample | None], after_s: float) -> tuple[floa
     shares = [s.kv_use for s in fresh if not math.isnan(s.kv_use)]
     kv_use = math.fsum(shares) / len(shares) if shares else math.nan
     return found[0], found[1], kv_use
-
-
-def _nothing() -> PoolTotals:
-    nan = math.nan
-    return PoolTotals(dict.fromkeys(COUNTERS, nan), nan, nan, nan, nan, {})
