@@ -31,6 +31,7 @@ _SOURCES = (
 _NOT_SOURCES = (
     "envs/viewer",
     "hrl_planner/cli/",
+    "hrl_planner/collect/",
     "hrl_planner/control/",
     "hrl_planner/kube/",
     "hrl_planner/ledger",

@@ -1,8 +1,9 @@
 """What an engine counts, under vLLM's names, labels and buckets.
 
-Names and buckets are those of vLLM's `v1/metrics/loggers.py`; both inter_token_latency_seconds and
-the older name of the same histogram are there. All requests of a decode batch see the same interval
-between tokens, so a step books it once with its weight: a token costs nothing here.
+Names and buckets are those of vLLM's `v1/metrics/loggers.py`. The time between tokens is there three
+times: by its name, by its older name, and as every request's mean. All requests of a decode batch
+see the same interval between tokens, so a step books it once with its weight: a token costs nothing
+here.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ class EngineMetrics:
         lengths = token_buckets(max_model_len)
         self._ttft = Histogram(_TTFT_S)
         self._itl = Histogram(_ITL_S)
+        self._mean_itl = Histogram(_ITL_S)
         self._e2e = Histogram(_LATENCY_S)
         self._queue_time = Histogram(_LATENCY_S)
         self._prompt_length = Histogram(lengths)
@@ -134,6 +136,9 @@ class EngineMetrics:
 
     def _on_finished(self, job: Job, now: float, generated: int) -> None:
         self._success["length"] += 1
+        # Of an answer with one token vLLM says 0, too.
+        decoding_s = now - job.first_token_s if generated > 1 else 0.0
+        self._mean_itl.observe(max(0.0, decoding_s) / max(1, generated - 1))
         self._e2e.observe(max(0.0, now - job.arrival_s))
         self._prompt_length.observe(job.isl)
         self._answer_length.observe(generated)
@@ -193,6 +198,7 @@ class EngineMetrics:
             ("time_to_first_token_seconds", "Arrival to first token.", self._ttft),
             ("inter_token_latency_seconds", "Between two tokens of a request.", self._itl),
             ("time_per_output_token_seconds", "Older name of inter_token_latency.", self._itl),
+            ("request_time_per_output_token_seconds", "Mean of a request.", self._mean_itl),
             ("e2e_request_latency_seconds", "Arrival to last token.", self._e2e),
             ("request_queue_time_seconds", "Arrival to the first step.", self._queue_time),
             ("request_prompt_tokens", "Prompt tokens per request.", self._prompt_length),

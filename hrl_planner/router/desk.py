@@ -159,5 +159,5 @@ class Desk:
         )
         self._index.routed(slot, ask.blocks.hashes, now_s)
         self._metrics.chosen(place, ask.targets.class_id, reason)
-        self._metrics.overlap(place, cached / ask.isl_tokens)
+        self._metrics.overlap(place, ask.targets.class_id, cached, ask.isl_tokens)
         return Seat(leg, reason, predicted_s)

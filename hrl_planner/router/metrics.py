@@ -23,6 +23,18 @@ _SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 OUTCOMES = ("attained", "late_ttft", "late_itl", "failed", "refused", "cancelled")
 
 
+_OF_CLASS = {
+    "offered": "Requests offered.",
+    "resolved": "Offered requests that are over, however they ended.",
+    "prompt_tokens": "Prompt tokens of offered requests.",
+    "prompt_tokens_squared": "Squares of their numbers, added up.",
+    "placed_tokens": "Prompt tokens of requests given to a worker that computes the prompt.",
+    "cached_tokens": "Those of them that this worker was thought to have cached.",
+    "answers": "Answers that were given whole.",
+    "answer_tokens": "Tokens of these answers, estimated.",
+    "answer_tokens_squared": "Squares of their numbers, added up.",
+}
+
 L = TypeVar("L", Counter, Histogram, Gauge)
 
 
@@ -59,6 +71,14 @@ class RouterMetrics:
             r, "prefill_failures", "Prompts that a prefill worker failed.", "pool"
         )
         self._slo = _counter(r, "slo", "Routed requests by how they ended.", "class", "outcome")
+        # What planners read: of every class the requests that were ever known and what became of
+        # them, with the sums that mean and deviation of their lengths take.
+        self._classes_seen = {
+            name: _counter(r, f"class_{name}", text, "class") for name, text in _OF_CLASS.items()
+        }
+        for of_class in self._classes_seen.values():
+            for name in classes:
+                of_class(name)  # a class without traffic is 0, not unknown
         self._retries = _counter(r, "retried", "Answers that took a second worker.", "pool")
         self._decision_s = Histogram(
             "hrl_router_decision_seconds",
@@ -107,9 +127,30 @@ class RouterMetrics:
         """Count a place that was given."""
         self._decisions(place.worker.pool, self._classes[class_id], reason).inc()
 
-    def overlap(self, place: Place, share: float) -> None:
-        """Count the share of a prompt that was cached."""
-        self._overlap(place.worker.pool).observe(share)
+    def overlap(self, place: Place, class_id: int, cached_tokens: int, isl_tokens: int) -> None:
+        """Count how much of a prompt is cached where it is computed."""
+        self._overlap(place.worker.pool).observe(cached_tokens / isl_tokens)
+        self._count(class_id, "placed_tokens", isl_tokens)
+        self._count(class_id, "cached_tokens", cached_tokens)
+
+    def offered(self, class_id: int, isl_tokens: int) -> None:
+        """Count a request, whatever will become of it."""
+        self._count(class_id, "offered", 1)
+        self._count(class_id, "prompt_tokens", isl_tokens)
+        self._count(class_id, "prompt_tokens_squared", isl_tokens**2)
+
+    def resolved(self, class_id: int) -> None:
+        """Count that an offered request is over."""
+        self._count(class_id, "resolved", 1)
+
+    def answered(self, class_id: int, osl_tokens: int) -> None:
+        """Count an answer that was given whole."""
+        self._count(class_id, "answers", 1)
+        self._count(class_id, "answer_tokens", osl_tokens)
+        self._count(class_id, "answer_tokens_squared", osl_tokens**2)
+
+    def _count(self, class_id: int, name: str, amount: float) -> None:
+        self._classes_seen[name](self._classes[class_id]).inc(amount)
 
     def queued(self, class_id: int) -> None:
         """Count a request that waits."""

@@ -111,6 +111,8 @@ class Outcomes:
         ttft_s, itl_s = _latencies(flight, answer, tokens)
         outcome = _outcome(flight, answer, tokens, ttft_s, itl_s)
         self._metrics.outcome(class_id, outcome)
+        if outcome in ("attained", "late_ttft", "late_itl"):
+            self._metrics.answered(class_id, tokens)
         if answer.attempts > 1:
             self._metrics.retried(place.worker.pool)
             self._router.failed(flight)

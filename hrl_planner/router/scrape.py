@@ -18,38 +18,25 @@ import math
 import random
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from hrl_planner.router.discovery.base import Worker
+from hrl_planner.worker_metrics import SCALARS, Counter, Gauge, read, series_of
 
 _log = logging.getLogger(__name__)
 
-Quantity = Literal["running", "waiting", "kv_use", "prompt_tokens_total", "generation_tokens_total"]
-
-# Over the series of one family (ranks, models) counts are added and shares averaged. Where several
-# families say the same, the one named first here counts.
-FAMILIES: Mapping[str, Quantity] = {
-    # vLLM, and Dynamo's workers, which pass their engine's metrics on.
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:kv_cache_usage_perc": "kv_use",
-    "vllm:gpu_cache_usage_perc": "kv_use",  # its name before 0.10
-    "vllm:prompt_tokens_total": "prompt_tokens_total",
-    "vllm:generation_tokens_total": "generation_tokens_total",
-    "sglang:num_running_reqs": "running",
-    "sglang:num_queue_reqs": "waiting",
-    "sglang:token_usage": "kv_use",
-    "sglang:prompt_tokens_total": "prompt_tokens_total",
-    "sglang:generation_tokens_total": "generation_tokens_total",
-    # Dynamo's own, for a worker that passes nothing on.
-    "dynamo_component_inflight_requests": "running",
-}
-_PREFIXES = tuple(FAMILIES)
+# The few families a router needs: gauges and token counters, no histograms.
+_WANTED: tuple[Gauge | Counter, ...] = (
+    "running",
+    "waiting",
+    "kv_use",
+    "prompt_tokens",
+    "generated_tokens",
+)
+_PREFIXES = tuple({name for what in _WANTED for names in SCALARS[what] for name in names})
 _AT_ONCE = 64
 _LONGEST_PAGE_BYTES = 4 << 20
 _SILENT_SCRAPES = 5
@@ -83,26 +70,20 @@ class WorkerMetrics:
 def parse(page: str, at_s: float) -> WorkerMetrics | None:
     """Read a page of metrics; None if it has none of the known families.
 
-    An engine's page holds hundreds of histogram series. Parsing it whole takes 29 ms for vLLM's 60
-    kB, picking the lines first 0.3 ms.
+    Raises:
+        ValueError: one of them is not in the format.
     """
-    lines = [line for line in page.splitlines() if line.startswith(_PREFIXES)]
-    series: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families("\n".join([*lines, ""])):
-        for sample in family.samples:
-            if sample.name in FAMILIES:
-                series.setdefault(sample.name, []).append(sample.value)
-    if not series:
+    found = read(series_of(page, _PREFIXES), histograms=False).scalars
+    if not found:
         return None
-    found: dict[Quantity, float] = dict.fromkeys(get_args(Quantity), math.nan)
-    for name, quantity in FAMILIES.items():
-        values = series.get(name)
-        if values and math.isnan(found[quantity]):
-            total = math.fsum(values)
-            found[quantity] = total / len(values) if quantity == "kv_use" else total
-    if math.isnan(found["waiting"]):
-        found["waiting"] = 0.0
-    return WorkerMetrics(**found, at_s=at_s)
+    return WorkerMetrics(
+        running=found.get("running", math.nan),
+        waiting=found.get("waiting", 0.0),
+        kv_use=found.get("kv_use", math.nan),
+        prompt_tokens_total=found.get("prompt_tokens", math.nan),
+        generation_tokens_total=found.get("generated_tokens", math.nan),
+        at_s=at_s,
+    )
 
 
 class Scraper:

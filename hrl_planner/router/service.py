@@ -138,6 +138,15 @@ class Router:
                 f"{ask.isl_tokens} prompt tokens and {osl} of the answer fit no worker's KV cache",
                 reason="context_length_exceeded",
             )
+        self._metrics.offered(targets.class_id, ask.isl_tokens)
+        try:
+            return await self._send(call, ask, wish, now_s)
+        except BaseException:  # refused, or its client left
+            self._metrics.resolved(targets.class_id)
+            raise
+
+    async def _send(self, call: Call, ask: Ask, wish: Wish, now_s: float) -> Routed:
+        """Give a request its place, and its answer on the way."""
         seat = self.desk.arrive(ask, call.session, now_s)
         self._metrics.decided(self._clock() - now_s)
         if seat is None:
@@ -151,6 +160,7 @@ class Router:
         found = self._flights.pop(flight, None)
         if found is not None:
             self.desk.flights.end(found.leg)
+            self._metrics.resolved(found.ask.targets.class_id)
         return found
 
     def sweep(self) -> None:
