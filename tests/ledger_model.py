@@ -37,11 +37,10 @@ MAXIMUM = 8
 
 
 class Group(NamedTuple):
-    """A ServingGroup: budget and plan in its spec, the book in its status."""
+    """A ServingGroup: the budget in its spec, the book in its status."""
 
     version: int
     budget: dict[str, float]
-    plan: dict[str, int]
     claims: tuple[Claim, ...] = ()
 
 
@@ -178,17 +177,24 @@ class World:
 
 
 class GlobalPlanner:
-    """A leader, or one that believes it is: copies of the group and the pools."""
+    """A leader, or one that believes it is: a plan, copies of the group and of the pools.
 
-    def __init__(self, world: World) -> None:
+    Whether it counts pods itself must not matter to safety.
+    """
+
+    def __init__(self, world: World, plan: dict[str, int], *, counts_pods: bool) -> None:
+        self.plan = plan
+        self.counts_pods = counts_pods
         self.refresh(world)
 
-    def refresh(self, world: World) -> None:
-        self.group = world.group
-        self.pools = dict(world.pools)
-        self.seen = {name: pods.live + pods.draining for name, pods in world.pods.items()}
+    def refresh(self, world: World, what: str = "all") -> None:
+        if what in ("all", "group"):
+            self.group = world.group
+        if what in ("all", "pools"):
+            self.pools = dict(world.pools)
+            self.seen = {name: pods.live + pods.draining for name, pods in world.pods.items()}
 
-    def step(self, world: World) -> tuple[list[Send], quotas_side.Settlement]:
+    def step(self, world: World) -> list[Send]:
         """Return the writes of one look, in any order."""
         settlement = self._settle(fresh=False)
         if settlement.stale:
@@ -199,12 +205,13 @@ class GlobalPlanner:
         sends += [Send("release", a.name, int(a.version), None) for a in settlement.release]
         if settlement.book is not None:
             sends.append(Send("book", "", self.group.version, settlement.book))
-        return sends, settlement
+        return sends
 
     def _settle(self, *, fresh: bool) -> quotas_side.Settlement:
-        accounts = [account(name, pool, self.seen[name]) for name, pool in self.pools.items()]
+        seen = self.seen if self.counts_pods else dict.fromkeys(self.seen, 0)
+        accounts = [account(name, pool, seen[name]) for name, pool in self.pools.items()]
         group = self.group
-        return quotas_side.settle(group.budget, accounts, group.claims, group.plan, fresh=fresh)
+        return quotas_side.settle(group.budget, accounts, group.claims, self.plan, fresh=fresh)
 
 
 def account(name: str, pool: Pool, seen: int = 0) -> Account:
@@ -228,9 +235,11 @@ class LocalPlanner:
         self.name = name
         self.refresh(world)
 
-    def refresh(self, world: World) -> None:
-        self.pool = world.pools.get(self.name)
-        self.look(world)
+    def refresh(self, world: World, what: str = "all") -> None:
+        if what in ("all", "pool"):
+            self.pool = world.pools.get(self.name)
+        if what in ("all", "target"):
+            self.look(world)
 
     def look(self, world: World) -> None:
         self.target = world.targets[self.name]

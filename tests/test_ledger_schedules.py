@@ -20,7 +20,7 @@ SCHEDULES = int(os.environ.get("LEDGER_SCHEDULES", "200"))
 def schedules(count: int) -> settings:
     return settings(
         max_examples=count,
-        stateful_step_count=60,
+        stateful_step_count=12,
         deadline=None,
         database=None,
         derandomize="LEDGER_SCHEDULES" not in os.environ,
