@@ -215,13 +215,16 @@ class Cluster:
         while any(weights):
             yield random.choices(kinds, weights)[0]
 
+    def _quotas(self) -> Counts:
+        quotas = {name: pool.quota or 0 for name, pool in self.world.pools.items()}
+        return dict.fromkeys(NAMES, 0) | quotas
+
     def _disagree(self, names: list[str]) -> None:
         """Each leader would give all it can to another pool, and leave the rest as it is."""
         for leader, favourite in enumerate(names):
-            quotas = {name: pool.quota or 0 for name, pool in self.world.pools.items()}
-            self.global_plans(leader, "all", quotas)
+            self.global_plans(leader, "all", self._quotas())
             plan = self.globals[leader].plan
-            while favourite in plan and plan[favourite] < MAXIMUM:
+            while plan[favourite] < MAXIMUM:
                 more = plan | {favourite: plan[favourite] + 1}
                 if fitting(more, self.world.group.budget) != more:
                     break
@@ -245,7 +248,7 @@ class Cluster:
         def plan() -> Counts:
             if one(True, False):
                 return {n: few() for n in NAMES}
-            return {n: pool.quota or 0 for n, pool in self.world.pools.items()} | {name(): few()}
+            return self._quotas() | {name(): few()}
 
         kinds: list[Callable[[], None]] = [
             lambda: self.write_arrives(few(), one("arrives", "arrives", "again", "lost")),
@@ -294,16 +297,16 @@ class Cluster:
             assert used[resource] <= max(level, amount), (
                 f"{resource}: {used[resource]:g} granted or held, budget {amount:g}, level {level:g}"
             )
-            if not self.forgiven:
-                self.level[resource] = max(amount, min(level, used[resource]))
+            if level > amount and not self.forgiven:
+                promised = self.counted(with_writes_sent=True)[resource]
+                self.level[resource] = max(amount, min(level, promised))
 
     def _books_tell_the_truth(self) -> None:
         for name, pool in self.world.pools.items():
-            bound = pool.reservation.bound
-            truth = self._may_exist(name)
-            if bound is None or bound >= truth:
+            bound, truth = pool.reservation.bound, self._may_exist(name)
+            if self._will_say(name) >= truth:
                 self.forgiven.discard(name)
-            elif name not in self.forgiven:
+            if bound is not None and bound < truth and name not in self.forgiven:
                 raise AssertionError(f"{name}: {truth} replicas may come to be, booked are {bound}")
 
     def arrives_at_the_plan(self) -> None:
@@ -326,7 +329,7 @@ class Cluster:
 
     def _unfinished(self) -> str | None:
         for name, pool in self.world.pools.items():
-            quota = self.globals[0].plan.get(name, pool.quota or 0)
+            quota = self.globals[0].plan[name]
             want = min(self.wish[name], quota)
             book = pool.reservation
             state = (pool.quota, self.world.targets[name].replicas, book.bound, book.claim)
@@ -339,12 +342,20 @@ class Cluster:
     def _may_exist(self, name: str) -> int:
         return self.world.may_exist(name) + self.world.may_be_raised(name)
 
-    def counted(self) -> Amounts:
+    def _will_say(self, name: str) -> int:
+        """What the book says or is about to; a pool without counts as the most it should have."""
+        says = self.world.may_be_booked(name)
+        return MAXIMUM if says is None else says
+
+    def counted(self, *, with_writes_sent: bool = False) -> Amounts:
         """What is granted or may be held, by the truth of the world and not by the books alone."""
+        world = self.world
+        quota_of = world.quota_may_be_claimed if with_writes_sent else world.quota_may_be
         used = dict.fromkeys(self.world.group.budget, 0.0)
         for name, pool in self.world.pools.items():
-            bound = pool.reservation.bound or 0
-            replicas = max(self._may_exist(name), self.world.quota_may_be(name), bound)
+            sent = world.bound_may_be(name) if with_writes_sent else 0
+            bound = max(pool.reservation.bound or 0, sent)
+            replicas = max(self._may_exist(name), quota_of(name), bound)
             for resource in used:
                 used[resource] += replicas * cost(name, resource)
         return used
@@ -353,18 +364,19 @@ class Cluster:
     def outside(self) -> Iterator[None]:
         """An act nobody can book: it may bring the cluster above budget, and books may be wrong."""
         yield
-        used = self.counted()
-        hidden = dict.fromkeys(used, 0.0)
-        for name, pool in self.world.pools.items():
-            exists, bound = self._may_exist(name), pool.reservation.bound
-            if bound is not None and exists > bound:
+        booked = dict.fromkeys(self.world.group.budget, 0.0)
+        hidden = dict.fromkeys(booked, 0.0)
+        for name in self.world.pools:
+            exists = self._may_exist(name)
+            says = min(self._will_say(name), exists)
+            if exists > says:
                 self.forgiven.add(name)
-                for resource in used:
-                    unseen = max(exists - max(bound, pool.quota or 0), 0)
-                    hidden[resource] += unseen * cost(name, resource)
+            counts = max(self.world.quota_may_be_claimed(name), self.world.bound_may_be(name), says)
+            for resource in booked:
+                booked[resource] += counts * cost(name, resource)
+                hidden[resource] += (exists - says) * cost(name, resource)
         for resource, amount in self.world.group.budget.items():
-            booked = used[resource] - hidden[resource]
-            self.level[resource] = max(amount, booked) + hidden[resource]
+            self.level[resource] = max(amount, booked[resource]) + hidden[resource]
 
     def _send(self, writes: list[Send], arrive: int) -> None:
         for write in writes[:arrive]:

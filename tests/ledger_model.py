@@ -150,18 +150,20 @@ class World:
         return total
 
     def may_be_raised(self, name: str) -> int:
-        """What writes on their way may still add to a target: one at most, they share a version."""
+        """What a claim or writes on their way may still add to a target: one, by its version."""
         target = self.targets[name]
+        claim = self.pools[name].reservation.claim
+        claimed = claim.to - claim.start if claim and claim.version == target.version else 0
         on_their_way = [
             write.value - target.replicas
             for write in self.sent
             if write.kind == "target" and write.pool == name
             and str(write.version) == target.version and isinstance(write.value, int)
         ]  # fmt: skip
-        return max([0, *on_their_way])
+        return max([claimed, *on_their_way])
 
     def quota_may_be(self, name: str) -> int:
-        """The largest quota that is written or on its way and will be accepted."""
+        """The largest quota that is written, claimed, or on its way and will be accepted."""
         pool = self.pools[name]
         on_their_way = [
             write.value
@@ -169,7 +171,47 @@ class World:
             if write.kind == "quota" and write.pool == name and write.version == pool.version
             and isinstance(write.value, int)
         ]  # fmt: skip
-        return max([pool.quota or 0, *on_their_way])
+        return max([pool.quota or 0, *on_their_way, *self._claimed(name, self.group.claims)])
+
+    def quota_may_be_claimed(self, name: str) -> int:
+        """The same, with books on their way. Of several only one will be accepted."""
+        books = [
+            write.value
+            for write in self.sent
+            if write.kind == "book" and write.version == self.group.version
+            and isinstance(write.value, tuple)
+        ]  # fmt: skip
+        claimed = (self._claimed(name, book) for book in books)
+        return max([self.quota_may_be(name), *(n for quotas in claimed for n in quotas)])
+
+    def _claimed(self, name: str, claims: tuple[Claim, ...]) -> list[int]:
+        pool = self.pools[name]
+        return [
+            claim.quota
+            for claim in claims
+            if (claim.pool, claim.uid, claim.version) == (name, str(pool.uid), str(pool.version))
+        ]
+
+    def bound_may_be(self, name: str) -> int:
+        """The most the pool's book says or will say when writes on their way are accepted."""
+        return max([self.pools[name].reservation.bound or 0, *self._bounds_sent(name)])
+
+    def _bounds_sent(self, name: str) -> list[int]:
+        version = self.pools[name].version
+        return [
+            write.value.bound or 0
+            for write in self.sent
+            if write.kind == "reservation" and write.pool == name and write.version == version
+            and isinstance(write.value, Reservation)
+        ]  # fmt: skip
+
+    def may_be_booked(self, name: str) -> int | None:
+        """The least the pool's book says or will say when writes on their way are accepted."""
+        book, target = self.pools[name].reservation, self.targets[name]
+        claim, bound = book.claim, book.bound
+        if claim and claim.version != target.version and claim.spec_version == target.spec_version:
+            bound = book.replicas
+        return min([*self._bounds_sent(name), *([] if bound is None else [bound])], default=None)
 
     def settled(self, name: str) -> bool:
         """What waiting for longer than the controller lags makes sure of."""

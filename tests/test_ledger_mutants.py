@@ -51,9 +51,7 @@ def forgets_reserved_of_the_lowered(patch: pytest.MonkeyPatch) -> None:
 
 
 def believes_silent_pools_empty(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        Account, "counts", property(lambda a: max(a.quota or 0, a.reserved or 0, a.seen))
-    )
+    patch.setattr(Account, "counts", property(lambda a: max(a.quota or 0, a.reserved or 0, a.seen)))
 
 
 def ignores_claims_of_others(patch: pytest.MonkeyPatch) -> None:
@@ -142,9 +140,7 @@ def local_raises_without_a_claim(patch: pytest.MonkeyPatch) -> None:
 
 
 def local_strikes_out_claims_that_acted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        replicas_side, "Reservation", lambda n, claim=None: Reservation(n, claim)
-    )
+    patch.setattr(replicas_side, "Reservation", lambda n, claim=None: Reservation(n, claim))
     with_claim = replicas_side._with_claim
 
     def strike(view: PoolView, claim: Any, want: int) -> Any:

@@ -161,9 +161,7 @@ def settle(
     granted, waits = _grant(budget, accounts, tuple(live.values()), wanting)
     book = (*live.values(), *granted)
     changed = granted or len(live) < len(claims)
-    return Settlement(
-        tuple(lower), tuple(raises), book if changed else None, release, False, waits
-    )
+    return Settlement(tuple(lower), tuple(raises), book if changed else None, release, False, waits)
 
 
 def _empty(account: Account) -> bool:
