@@ -295,7 +295,7 @@ class Cluster:
         for resource, amount in self.world.group.budget.items():
             level = self.level[resource]
             assert used[resource] <= max(level, amount), (
-                f"{resource}: {used[resource]:g} granted or held, budget {amount:g}, level {level:g}"
+                f"{resource}: {used[resource]:g} granted or held, budget {amount:g} ({level:g})"
             )
             if level > amount and not self.forgiven:
                 promised = self.counted(with_writes_sent=True)[resource]

@@ -1,7 +1,7 @@
 """Random schedules over a modelled cluster (`ledger_cluster.py`), for hypothesis.
 
-A rule is a burst of moves from one seed: drawing every move by itself gives schedules too shallow to
-break what has a dozen safeguards, as the mutants show.
+A rule is a burst of moves from one seed: drawing every move by itself gives schedules too shallow
+to break what has a dozen safeguards, as the mutants show.
 """
 
 from __future__ import annotations

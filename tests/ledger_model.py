@@ -1,9 +1,10 @@
 """A model of the API server and of what lives behind it, for the ledger's state machine.
 
-Objects have versions; a write names the version it was made for and is refused at any other. Writes
-travel: they are sent, and then delivered late, twice, out of order or never. A scale target's
-controller works through what it was asked one after another, as late as it likes; pods drain as late
-as they like. Planners see copies of objects, each as old as the last time it was refreshed.
+Objects have versions; a write names the version it was made for and is refused at any other.
+Writes travel: they are sent, and then delivered late, twice, out of order or never. A scale
+target's controller works through what it was asked one after another, as late as it likes; pods
+drain as late as they like. Planners see copies of objects, each as old as the last time it was
+refreshed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each safeguard of the ledger, taken out: the same machine that finds no fault must find one now."""
+"""Each safeguard of the ledger taken out: the machine that finds no fault must find one now."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ class Endless(LedgerMachine):
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_the_machine_finds_a_ledger_that(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
-    with pytest.raises(AssertionError, match="may come to be|granted or held"):
+    with pytest.raises(AssertionError, match=r"may come to be|granted or held"):
         run_state_machine_as_test(Endless, settings=SEARCH)
 
 

@@ -1,7 +1,7 @@
 """The ledger under random schedules of planners, faults and hands (`ledger_machine.py`).
 
-`LEDGER_SCHEDULES=20000 pytest tests/test_ledger_schedules.py -k never_exceeded` runs as many as asked,
-each schedule another one every time.
+`LEDGER_SCHEDULES=20000 pytest tests/test_ledger_schedules.py -k never_exceeded` runs as many as
+asked, each schedule another one every time.
 """
 
 from __future__ import annotations

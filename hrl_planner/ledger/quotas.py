@@ -1,9 +1,9 @@
 """The global side of the ledger: which quota writes are safe now, and why others must wait.
 
-A plan says what every pool should have. `settle` compares it with the pools as read and answers with
-quotas to lower (safe always), quotas to raise (claimed in the group's book before), and the book
-as it should be written before anything else is raised. It knows amounts of named resources ("H200",
-"total", "watts") and nothing of Kubernetes; the protocol and its proof open the package.
+A plan says what every pool should have. `settle` compares it with the pools as read and answers
+with quotas to lower (safe always), quotas to raise (claimed in the group's book before), and the
+book as it should be written before anything else is raised. It knows amounts of named resources
+("H200", "total", "watts") and nothing of Kubernetes; the protocol and its proof open the package.
 """
 
 from __future__ import annotations

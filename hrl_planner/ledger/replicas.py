@@ -1,9 +1,10 @@
 """The local side of the ledger: the one write a pool's planner may make next.
 
-`next_step` is given what was read and what the pool wants, and answers with a single write, with the
-wish to read again from the API server, or with nothing to do and why. A raise is two such steps, the
-claim in the pool's status and then the target; a planner that died in between, or another leader,
-takes the second step when it finds the first. The protocol and its proof open the package.
+`next_step` is given what was read and what the pool wants, and answers with a single write, with
+the wish to read again from the API server, or with nothing to do and why. A raise is two such
+steps, the claim in the pool's status and then the target; a planner that died in between, or
+another leader, takes the second step when it finds the first. The protocol and its proof open the
+package.
 """
 
 from __future__ import annotations
