@@ -12,6 +12,7 @@
       EngineError     a mock engine was asked for something that cannot be
       LoadError       a load run was misdescribed, or nothing answers
       KubeError       the API server refused, or lacks what a planner needs
+      LocalClusterError  a cluster on this machine cannot be started, or died
 
 Whoever raises one writes a message that names the file, the field and the value, and what would
 be right. The command line prints that message and exits with status 2; it never shows a traceback
@@ -65,3 +66,7 @@ class LoadError(HrlPlannerError):
 
 class KubeError(HrlPlannerError):
     """The API server refused, or lacks a resource or a permission that a planner needs."""
+
+
+class LocalClusterError(HrlPlannerError):
+    """A Kubernetes cluster on this machine lacks a program, or one of its servers died."""

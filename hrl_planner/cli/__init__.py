@@ -18,6 +18,7 @@ from hrl_planner.cli import (
     checkpoint,
     evaluate,
     experiment,
+    kube_binaries,
     profile,
     simulate,
     trace,
@@ -92,6 +93,7 @@ app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(tune.tune)
+app.command("kube-binaries")(kube_binaries.kube_binaries)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")

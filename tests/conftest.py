@@ -1,0 +1,34 @@
+"""Fixtures that many test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from hrl_planner.localcluster import ControlPlane
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A Kubernetes control plane, one per test process; keep to a namespace of your own.
+
+    A test that stops a server starts it again. Skipped where the programs are absent, unless
+    HRL_PLANNER_KUBE=require, which gets them, by building if need be.
+    """
+    pytest.importorskip("kubernetes")
+    from hrl_planner.errors import LocalClusterError
+    from hrl_planner.localcluster import ControlPlane, find_binaries, obtain_binaries
+
+    if os.environ.get("HRL_PLANNER_KUBE") == "require":
+        binaries = obtain_binaries(allow_download=True, allow_build=True)
+    else:
+        try:
+            binaries = find_binaries()
+        except LocalClusterError as error:
+            pytest.skip(str(error))
+    with ControlPlane.start(tmp_path_factory.mktemp("kube"), binaries) as plane:
+        yield plane
