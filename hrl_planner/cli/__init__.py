@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from hrl_planner.cli import (
     checkpoint,
+    crds,
     evaluate,
     experiment,
     kube_binaries,
@@ -94,6 +95,7 @@ app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(tune.tune)
 app.command("kube-binaries")(kube_binaries.kube_binaries)
+app.command()(crds.crds)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(profile.app, name="profile")
