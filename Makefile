@@ -10,9 +10,11 @@ PYTEST_ARGS ?= -n 2
 DEMO_OUT    ?= out/demo
 # Words for `experiment run`, as in: make experiment RUN_ARGS="--minutes 50 -j 2"
 RUN_ARGS    ?=
+# Words for the router benchmark, as in: make bench-router BENCH_ARGS="--only picker --churn-minutes 10"
+BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-dynamo dynamo-venv experiment experiment-report clean
+.PHONY: help demo test lint format bench bench-dynamo bench-router dynamo-venv peers-venv experiment experiment-report clean
 
 help:
 	@echo "make demo          simulate the reference cluster, compare the planners, write $(DEMO_OUT)/report.html"
@@ -23,7 +25,9 @@ help:
 	@echo "make experiment-report  only write experiments/results from what has been run"
 	@echo "make bench         speed of simulator and environments"
 	@echo "make bench-dynamo  speed and fidelity against Dynamo's offline replay"
-	@echo "make dynamo-venv   NVIDIA Dynamo in an environment of its own, for bench-dynamo and policy dynamo"
+	@echo "make bench-router  the router: decisions, throughput, streams, attainment, faults, peers"
+	@echo "make dynamo-venv   NVIDIA Dynamo in an environment of its own, for the benchmarks and policy dynamo"
+	@echo "make peers-venv    other routers in an environment of their own, for bench-router"
 
 # The simulator compiles on first use (about a minute) into a cache keyed by its sources: a part of
 # setting up, and not to be done by every test process at once.
@@ -68,6 +72,9 @@ bench: $(VENV)/.stamp-dev
 bench-dynamo: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks.bench_dynamo
 
+bench-router: $(VENV)/.stamp-dev
+	$(BIN)/python -m benchmarks.router $(BENCH_ARGS)
+
 # Over a gigabyte, so nothing makes it unasked: what needs it says so and passes where it is missing.
 DYNAMO := dynamo-venv
 
@@ -77,6 +84,17 @@ $(DYNAMO)/.stamp: benchmarks/dynamo_requirements.txt
 	$(PYTHON) -m venv $(DYNAMO)
 	$(DYNAMO)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $<
 	@touch $@
+
+# Routers of others, for bench-router; it passes over what is missing.
+PEERS := peers-venv
+
+peers-venv: $(PEERS)/.stamp
+
+$(PEERS)/.stamp: benchmarks/router/peers_requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
 # Parts of the experiment; a later part shares the runs of the earlier ones.
 # Exit status 1 means that some runs failed: the others count, and the next call tries again.
 PARTS   = main generalisation ablations

@@ -13,15 +13,13 @@ from envs.kernel.layout import NONE, Cluster
 from envs.luck import lifetime_draws, startup_draws
 from hrl_planner import surface
 from hrl_planner._compiled import lean
+from hrl_planner.route_table import fill_routes, grid_tables, pack_surfaces
 from hrl_planner.routing import ROUTER_KINDS, WORKER_LOAD
-from hrl_planner.spec import ClusterSpec, GridSpec
+from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.trace import Trace
 
 MAX_SAMPLES = 2048  # of the timeline: longer runs are sampled further apart
 _NO_LIMIT = 1 << 60
-# The batch and context at which decode pools are compared by price.
-_TYPICAL_BATCH = 64
-_TYPICAL_CONTEXT_TOKENS = 2048.0
 
 
 def build_cluster(
@@ -35,12 +33,7 @@ def build_cluster(
         class_id: SLO class of each request, shape (N,).
         seed: of start-up times and failures.
     """
-    packed = surface.concatenate(
-        [
-            surface.pack(profile, pool.max_num_seqs, pool.latency_scale)
-            for pool, profile in zip(spec.pools, spec.profiles(), strict=True)
-        ]
-    )
+    packed = pack_surfaces(spec)
     pools = _pools(spec, packed, trace)
     workers, n_nodes, n_hashes = _workers(pools, bool(trace.block_ids.size))
     n_slots = len(workers)
@@ -51,7 +44,7 @@ def build_cluster(
     leaves = 1 << max(1, (n_slots - 1).bit_length())
     load = np.zeros(n_slots, WORKER_LOAD)
     load["pool"] = workers["pool"]
-    grid_lengths, grid_targets, grid_pools = _grids(spec)
+    grid_lengths, grid_targets, grid_pools = grid_tables(spec)
     return Cluster(
         g=_globals(spec, trace),
         pools=pools,
@@ -117,42 +110,17 @@ def _globals(spec: ClusterSpec, trace: Trace) -> NDArray[Any]:
 
 def _pools(spec: ClusterSpec, packed: surface.Surface, trace: Trace) -> NDArray[Any]:
     pools = np.zeros(len(spec.pools), layout.POOL)
-    first = 0
+    fill_routes(pools, spec, packed)
     for index, (pool, profile) in enumerate(zip(spec.pools, spec.profiles(), strict=True)):
         row = pools[index]
-        row["role"] = layout.ROLES[pool.role]
-        row["first"] = first
-        row["n_slots"] = pool.max_replicas
-        first += pool.max_replicas
         row["gpu_type"] = spec.gpu_types.index(pool.gpu_type)
         row["gpus"] = pool.gpus_per_replica
         row["watts"] = spec.power_w_per_replica(index)
-        row["max_num_seqs"] = pool.max_num_seqs
         row["max_batched_tokens"] = pool.max_num_batched_tokens
         capacity = profile.kv_capacity_tokens
-        row["kv_capacity_tokens"] = capacity
-        row["kv_capacity_blocks"] = capacity // spec.kv_block_tokens
         row["cache_blocks"] = min(capacity // trace.block_tokens, max(1, trace.n_blocks))
         row["warmup_s"] = pool.startup.warmup_s
         row["warmup_slowdown"] = pool.startup.warmup_slowdown
-        record, table = packed.record[index], packed.table
-        tokens = float(pool.max_num_batched_tokens)
-        row["saturated_s_per_token"] = (
-            surface.prefill_step_s(record, table, 1.0, tokens, 0.0) / tokens
-        )
-        per_token_s = float(row["saturated_s_per_token"])
-        if pool.role == "decode":
-            batch = min(_TYPICAL_BATCH, pool.max_num_seqs)
-            per_token_s = (
-                surface.decode_step_s(record, table, batch, _TYPICAL_CONTEXT_TOKENS) / batch
-            )
-        row["price_per_token"] = pool.price_per_gpu_hour * pool.gpus_per_replica * per_token_s
-        row["transfer_s_per_token"] = spec.kv_bytes_per_token / (
-            spec.kv_transfer.bandwidth_gb_per_s * 1e9
-        )
-        row["transfer_latency_s"] = spec.kv_transfer.latency_ms * 1e-3
-    decodes = pools["role"] == layout.DECODE
-    pools["decodable_blocks"] = pools["kv_capacity_blocks"][decodes].max(initial=0)
     pools["outage_until_s"] = -np.inf
     return pools
 
@@ -233,33 +201,3 @@ def _classes(spec: ClusterSpec) -> NDArray[Any]:
         row["value"] = slo.value
         row["shed_above"] = np.inf if slo.shed_above is None else slo.shed_above
     return classes
-
-
-def _grids(
-    spec: ClusterSpec,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return both static tables in one shape; short ones are padded by edges never reached."""
-    grids = [spec.router.prefill_grid, spec.router.decode_grid]
-    rows = max(len(grid.pools) if grid else 1 for grid in grids)
-    columns = max(len(grid.pools[0]) if grid else 1 for grid in grids)
-    lengths = np.full((2, rows - 1), np.inf)
-    targets = np.full((2, columns - 1), np.inf)
-    pools = np.zeros((2, rows, columns), np.int64)
-    for stage, grid in enumerate(grids):
-        if grid is not None:
-            _fill_grid(spec, grid, lengths[stage], targets[stage], pools[stage])
-    return lengths, targets, pools
-
-
-def _fill_grid(
-    spec: ClusterSpec,
-    grid: GridSpec,
-    lengths: NDArray[np.float64],
-    targets: NDArray[np.float64],
-    pools: NDArray[np.int64],
-) -> None:
-    lengths[: len(grid.isl_edges)] = grid.isl_edges
-    targets[: len(grid.target_edges_ms)] = grid.target_edges_ms
-    for i, row in enumerate(grid.pools):
-        for j, name in enumerate(row):
-            pools[i, j] = spec.pool_index(name)

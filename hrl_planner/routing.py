@@ -51,6 +51,7 @@ POOL_ROUTE = np.dtype(
 )
 
 PREFILL, DECODE, AGGREGATED = range(3)
+ROLES = {"prefill": PREFILL, "decode": DECODE, "aggregated": AGGREGATED}
 
 KV_SLO, ROUND_ROBIN, LEAST_LOADED, STATIC_GRID = range(4)
 ROUTER_KINDS = {
@@ -66,6 +67,7 @@ SLO_MARGIN = 0.8
 
 NOBODY = -1
 REJECT = -2
+WAIT = -3
 
 
 @lean

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hrl_planner.outcomes import FloatArray, Outcomes, ratio, request_metrics
+
 if TYPE_CHECKING:
     from envs.simulation import SimResult
 
-FloatArray = NDArray[np.float64]
 Row = dict[str, float | str]
 
 ALL_CLASSES = "all"
@@ -215,26 +216,14 @@ def compute(result: SimResult) -> list[Row]:
     total = _request_metrics(result, everything)
     total |= _cluster_metrics(result)
     values = np.array([c.value for c in spec.slo_classes])[class_id]
-    total["value_attainment"] = _ratio(values[attained].sum(), values.sum())
+    total["value_attainment"] = ratio(values[attained].sum(), values.sum())
     total["recovery_s"] = recovery_s(result.arrival_s, attained, values, duration_s)
-    total["cost_per_1k"] = _ratio(1000.0 * float(total["cost"]), attained.sum())
+    total["cost_per_1k"] = ratio(1000.0 * float(total["cost"]), attained.sum())
     rows: list[Row] = [{"class": ALL_CLASSES, **total}]
     for index, slo_class in enumerate(spec.slo_classes):
         members = class_id == index
         rows.append({"class": slo_class.name, **_request_metrics(result, members)})
     return rows
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else float("nan")
-
-
-def percentile(values: FloatArray, q: float) -> float:
-    """Percentile in which NaN (never happened) counts as infinitely late."""
-    if values.size == 0:
-        return float("nan")
-    # An existing value is picked: interpolating towards infinity would give NaN.
-    return float(np.quantile(np.where(np.isnan(values), np.inf, values), q, method="inverted_cdf"))
 
 
 def latencies_ms(result: SimResult) -> tuple[FloatArray, FloatArray]:
@@ -248,32 +237,22 @@ def latencies_ms(result: SimResult) -> tuple[FloatArray, FloatArray]:
 def _request_metrics(result: SimResult, members: NDArray[np.bool_]) -> dict[str, float]:
     """Metrics that exist per class, over the requests of a mask."""
     classes = result.spec.slo_classes
-    offered = int(members.sum())
-    attained = int(result.attained[members].sum())
+    ttft, itl = latencies_ms(result)
+    everyone = Outcomes(
+        ttft_ms=ttft,
+        itl_ms=itl,
+        ttft_target_ms=np.array([c.ttft_ms for c in classes])[result.class_id],
+        itl_target_ms=np.array([c.itl_ms for c in classes])[result.class_id],
+        attained=result.attained,
+    )
     status = result.status[members]
-    class_id = result.class_id[members]
-    ttft, itl = (values[members] for values in latencies_ms(result))
-    ttft_target = np.array([c.ttft_ms for c in classes])[class_id]
-    itl_target = np.array([c.itl_ms for c in classes])[class_id]
-    prompt = result.isl_tokens[members][~np.isnan(ttft)].sum()
-    cached = result.cached_tokens[members][~np.isnan(ttft)].sum()
-    row = {
-        "offered": float(offered),
-        "attained": float(attained),
-        "attainment": _ratio(attained, offered),
-        # Comparisons with NaN are False: what never happened is a miss.
-        "ttft_attainment": _ratio((ttft <= ttft_target).sum(), offered),
-        "itl_attainment": _ratio((itl <= itl_target).sum(), offered),
-        "goodput_rps": attained / result.duration_s,
+    began = members & ~np.isnan(ttft)
+    return request_metrics(everyone.of(members), result.duration_s) | {
         "unfinished": float((status == 0).sum()),
         "rejected": float((status == STATUS_REJECTED).sum()),
         "restarts": float(result.restarts[members].sum()),
-        "prefix_hit_rate": _ratio(cached, prompt),
+        "prefix_hit_rate": ratio(result.cached_tokens[began].sum(), result.isl_tokens[began].sum()),
     }
-    for name, values in (("ttft", ttft), ("itl", itl)):
-        for q in (50, 95, 99):
-            row[f"{name}_p{q}_ms"] = percentile(values, q / 100)
-    return row
 
 
 def _cluster_metrics(result: SimResult) -> dict[str, float]:

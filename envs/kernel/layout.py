@@ -17,8 +17,6 @@ from hrl_planner.routing import AGGREGATED, DECODE, PREFILL
 
 __all__ = ["AGGREGATED", "DECODE", "PREFILL"]
 
-ROLES = {"prefill": PREFILL, "decode": DECODE, "aggregated": AGGREGATED}
-
 EMPTY, STARTING, READY, DRAINING = range(4)  # WORKER.state
 IDLE, PREFILLING, LEAPING = range(3)  # WORKER.step
 UNFINISHED, FINISHED, REJECTED = range(3)  # REQUEST.status

@@ -1,6 +1,6 @@
 """The router inside the simulation: it feeds the rules of production with live state.
 
-The rules are `hrl_planner.routing` and `hrl_planner.slo_routing`.
+The rules are `hrl_planner.choice`.
 
 Requests that no ready worker can take wait here in order (`hold_*`) and are looked through again
 when a worker becomes ready or dies. A request that fits no pool at all, or that its class sheds,
@@ -13,28 +13,13 @@ import numpy as np
 
 from envs.kernel import metrics
 from envs.kernel.heaps import transfer_push
-from envs.kernel.layout import NONE, PREFILL, REJECTED, Cluster
+from envs.kernel.layout import NONE, REJECTED, Cluster
 from envs.kernel.prefix_cache import cached_blocks
 from envs.kernel.queues import as_index, hold_for_decode, hold_for_prefill
 from envs.kernel.worker import enqueue_prefill, step_ends_s
 from hrl_planner._compiled import inlined, lean
-from hrl_planner.routing import (
-    DECODE,
-    LEAST_LOADED,
-    NOBODY,
-    REJECT,
-    ROUND_ROBIN,
-    STATIC_GRID,
-    fits,
-    fits_somewhere,
-    grid_pool,
-    pick_decode_worker,
-    pick_least_loaded,
-    pick_next,
-    pick_pool,
-    pick_prefill_worker,
-)
-from hrl_planner.slo_routing import decode_ratios, hopeless, prefill_ratios
+from hrl_planner.choice import choose_decode, choose_prefill
+from hrl_planner.routing import DECODE, KV_SLO, NOBODY, REJECT, STATIC_GRID
 
 
 @inlined
@@ -57,116 +42,26 @@ def _look_up_overlap(cluster: Cluster, request: int) -> None:
 
 
 @inlined
-def _by_grid(cluster: Cluster, request: int, decode: bool) -> int:
-    """Apply the static table; the worker inside the named pool is chosen as by the KV router."""
-    q = cluster.requests[request]
-    kind = cluster.classes[q.class_id]
-    stage = 1 if decode else 0
-    target_s = kind.itl_s if decode else kind.ttft_s
-    index = grid_pool(
-        cluster.grid_lengths[stage],
-        cluster.grid_targets[stage],
-        cluster.grid_pools[stage],
-        float(q.isl),
-        target_s * 1e3,
-    )
-    pool = cluster.pools[index]
-    worker = NOBODY
-    if fits(pool, q.isl, q.kv_blocks):
-        if decode:
-            worker = pick_decode_worker(cluster.load, pool.first, pool.n_slots)
-        else:
-            worker = pick_prefill_worker(
-                cluster.load,
-                pool.first,
-                pool.n_slots,
-                q.isl,
-                cluster.overlap,
-                cluster.g[0].overlap_weight,
-            )
-    if worker == NOBODY:
-        worker = pick_least_loaded(cluster.pools, cluster.load, q.isl, q.kv_blocks, decode)
-    return worker
-
-
-@inlined
-def _rate_decode(cluster: Cluster, request: int) -> None:
-    """Write the decode pools' ratios and workers for a request into the scratch arrays."""
-    q = cluster.requests[request]
-    g = cluster.g[0]
-    decode_ratios(
-        cluster.pools,
-        cluster.surfaces,
-        cluster.table,
-        cluster.load,
-        g.block_tokens,
-        q.kv_blocks,
-        cluster.classes[q.class_id].itl_s,
-        cluster.ratio,
-        cluster.candidate,
-    )
-
-
-@inlined
-def _by_prefill_slo(cluster: Cluster, request: int, now_s: float, may_shed: bool) -> int:
-    q = cluster.requests[request]
-    g = cluster.g[0]
-    kind = cluster.classes[q.class_id]
-    prefill_ratios(
-        cluster.pools,
-        cluster.surfaces,
-        cluster.table,
-        cluster.load,
-        cluster.overlap,
-        g.overlap_weight,
-        g.block_tokens,
-        q.isl,
-        q.kv_blocks,
-        kind.ttft_s - (now_s - q.arrival_s),
-        kind.itl_s,
-        cluster.guard_s[q.class_id],
-        cluster.ratio,
-        cluster.candidate,
-    )
-    index = pick_pool(
-        cluster.ratio,
-        cluster.flows[q.class_id],
-        cluster.served[q.class_id],
-        cluster.pools["price_per_token"],
-    )
-    if index == NOBODY:
-        return NOBODY
-    slot = int(cluster.candidate[index])
-    if may_shed and kind.shed_above < np.inf:
-        predicted = cluster.ratio[index]
-        if cluster.pools[index].role == PREFILL:
-            _rate_decode(cluster, request)
-        else:
-            cluster.ratio[:] = np.inf
-        if hopeless(predicted, cluster.ratio, kind.shed_above):
-            return REJECT
-    cluster.served[q.class_id, index] += 1.0
-    return slot
-
-
-@inlined
 def _pick_prefill(cluster: Cluster, request: int, now_s: float, fresh: bool) -> int:
     """Return the worker for a prompt, NOBODY to hold the request, or REJECT."""
     q = cluster.requests[request]
-    g = cluster.g[0]
-    if fresh and not fits_somewhere(cluster.pools, q.isl, q.kv_blocks):
-        return REJECT
-    if g.router == LEAST_LOADED:
-        return int(pick_least_loaded(cluster.pools, cluster.load, q.isl, q.kv_blocks, False))
-    if g.router == ROUND_ROBIN:
-        worker = pick_next(cluster.pools, cluster.load, q.isl, q.kv_blocks, False, g.prefill_turn)
-        if worker != NOBODY:
-            g.prefill_turn = worker
-        return int(worker)
-    _look_up_overlap(cluster, request)
-    if g.router == STATIC_GRID:
-        return _by_grid(cluster, request, False)
-    return _by_prefill_slo(cluster, request, now_s, fresh)
+    kind = cluster.classes[q.class_id]
+    router = cluster.g[0].router
+    if router == KV_SLO or router == STATIC_GRID:
+        _look_up_overlap(cluster, request)
+    return int(
+        choose_prefill(
+            cluster,
+            q.class_id,
+            q.isl,
+            q.kv_blocks,
+            kind.ttft_s - (now_s - q.arrival_s),
+            kind.ttft_s,
+            kind.itl_s,
+            kind.shed_above if fresh else np.inf,
+            np.inf,
+        )
+    )
 
 
 @inlined
@@ -185,40 +80,14 @@ def route_prefill(cluster: Cluster, request: int, now_s: float, fresh: bool) -> 
 
 
 @inlined
-def _pick_decode(cluster: Cluster, request: int) -> int:
-    q = cluster.requests[request]
-    g = cluster.g[0]
-    if g.router == LEAST_LOADED:
-        return int(pick_least_loaded(cluster.pools, cluster.load, q.isl, q.kv_blocks, True))
-    if g.router == ROUND_ROBIN:
-        worker = pick_next(cluster.pools, cluster.load, q.isl, q.kv_blocks, True, g.decode_turn)
-        if worker != NOBODY:
-            g.decode_turn = worker
-        return int(worker)
-    if g.router == STATIC_GRID:
-        return _by_grid(cluster, request, True)
-    _rate_decode(cluster, request)
-    index = pick_pool(
-        cluster.ratio,
-        cluster.flows[q.class_id],
-        cluster.served[q.class_id],
-        cluster.pools["price_per_token"],
-    )
-    if index == NOBODY:
-        return NOBODY
-    cluster.served[q.class_id, index] += 1.0
-    return int(cluster.candidate[index])
-
-
-@inlined
 def route_decode(cluster: Cluster, request: int, now_s: float) -> None:
     """Start a prefilled request's KV transfer to a decode worker, or hold it."""
-    slot = _pick_decode(cluster, request)
+    q = cluster.requests[request]
+    slot = choose_decode(cluster, q.class_id, q.isl, q.kv_blocks, cluster.classes[q.class_id].itl_s)
     if slot == NOBODY:
         hold_for_decode(cluster, request)
         return
     g = cluster.g[0]
-    q = cluster.requests[request]
     q.decode_worker = slot
     q.decode_epoch = cluster.workers[slot].epoch
     cluster.load[slot].active += 1

@@ -20,7 +20,11 @@ from hrl_planner.cli import (
     evaluate,
     experiment,
     kube_binaries,
+    load,
+    mock_cluster,
+    mock_engine,
     profile,
+    router,
     simulate,
     trace,
     train,
@@ -45,6 +49,7 @@ _EXTRAS = {
     "tensorboard": "train",
     "optuna": "train",
     "ray": "ray",
+    "kubernetes": "router",
     "envoy": "router",
     "grpc": "router",
     "dynamo": "router",
@@ -94,6 +99,10 @@ app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(tune.tune)
+app.command()(mock_engine.mock_engine)
+app.command()(mock_cluster.mock_cluster)
+app.command()(router.router)
+app.command()(load.load)
 app.command("kube-binaries")(kube_binaries.kube_binaries)
 app.command()(crds.crds)
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -246,9 +246,10 @@ class Router:
         record["n_slots"] = pool.spec.max_replicas
         record["max_num_seqs"] = pool.spec.max_num_seqs
         record["kv_capacity_tokens"] = pool.kv_tokens
-        record["kv_capacity_blocks"] = pool.kv_blocks
+        record["kv_capacity_blocks"] = pool.limits.kv_blocks
         record["decodable_blocks"] = max(
-            (p.kv_blocks for p in self.simulation.pools if p.spec.role == "decode"), default=0
+            (p.limits.kv_blocks for p in self.simulation.pools if p.spec.role == "decode"),
+            default=0,
         )
         record["saturated_s_per_token"] = saturated
         record["price_per_token"] = (

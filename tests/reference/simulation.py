@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from envs.luck import lifetime_draws, startup_draws
 from hrl_planner import routing
+from hrl_planner.mock_engine.model import Limits
 from hrl_planner.planner.policy import Plan
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.classes import assign_classes
@@ -169,6 +170,7 @@ class ReferenceSimulation:
         request.prefill_pool = worker.pool.index
         if worker.pool.aggregated:
             request.decode_pool = worker.pool.index
+        request.decodes_here = worker.pool.aggregated
         request.worker = worker
         worker.assigned.append(request)
         worker.fifo.append(request)
@@ -222,13 +224,13 @@ class ReferenceSimulation:
     def _end_step(self, worker: Replica) -> None:
         if worker.state is State.GONE:
             return
-        finished, completed = worker.end_step(self.now_s)
-        for request in finished:
+        ended = worker.end_step(self.now_s)
+        for request in ended.finished:
             request.status = FINISHED
             request.finish_s = self.now_s
             worker.assigned.remove(request)
         if not worker.pool.aggregated:
-            for request in completed:
+            for request in ended.completed:
                 worker.assigned.remove(request)
                 self._hand_over(request)
         if worker.state is State.DRAINING and not worker.assigned:
@@ -291,7 +293,7 @@ class ReferenceSimulation:
     def fits(self, pool: Pool, request: Request) -> bool:
         """Whether a pool's empty worker, and a decode worker after it, can hold a request."""
         if pool.spec.role != "prefill":
-            return request.kv_blocks <= pool.kv_blocks
+            return request.kv_blocks <= pool.limits.kv_blocks
         return request.isl <= pool.kv_tokens and any(
             other.spec.role == "decode" and self.fits(other, request) for other in self.pools
         )
@@ -367,11 +369,15 @@ def make_pools(spec: ClusterSpec, trace: Trace) -> list[Pool]:
                 index=index,
                 spec=pool,
                 times=StepTimes(profile, pool.latency_scale),
+                limits=Limits(
+                    max_num_seqs=pool.max_num_seqs,
+                    max_num_batched_tokens=pool.max_num_batched_tokens,
+                    kv_blocks=capacity // spec.kv_block_tokens,
+                    cache_blocks=capacity // trace.block_tokens,
+                    cache_block_tokens=trace.block_tokens,
+                ),
                 first_slot=first_slot,
-                kv_blocks=capacity // spec.kv_block_tokens,
                 kv_tokens=capacity,
-                cache_blocks=capacity // trace.block_tokens,
-                cache_block_tokens=trace.block_tokens,
             )
         )
         first_slot += pool.max_replicas

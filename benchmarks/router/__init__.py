@@ -1,0 +1,1 @@
+"""The router measured: decisions, throughput, streaming, peers, attainment, faults."""
