@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from hrl_planner.kube import ServingGroup, WorkerPool, accounts_of, budget_of, cluster_spec_of
 from hrl_planner.kube.convert import manifests_of
-from hrl_planner.kube.crds import API_VERSION, definitions, to_yaml
+from hrl_planner.kube.crds import definitions, to_yaml
 from hrl_planner.kube.resources import ScaleTargetRef
 from hrl_planner.spec import ClusterSpec, shipped_specs
 
@@ -80,8 +78,10 @@ def test_a_spec_survives_the_way_through_custom_resources(name: str) -> None:
 
 
 def _dump(value: Any) -> Any:
-    return [_dump(v) for v in value] if isinstance(value, tuple) else (
-        value.model_dump(by_alias=False) if hasattr(value, "model_dump") else value
+    return (
+        [_dump(v) for v in value]
+        if isinstance(value, tuple)
+        else (value.model_dump(by_alias=False) if hasattr(value, "model_dump") else value)
     )
 
 

@@ -23,6 +23,7 @@ from hrl_planner.cli import (
     load,
     mock_cluster,
     mock_engine,
+    plan,
     profile,
     router,
     simulate,
@@ -107,6 +108,7 @@ app.command("kube-binaries")(kube_binaries.kube_binaries)
 app.command()(crds.crds)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
+app.add_typer(plan.app, name="plan")
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
 

@@ -77,10 +77,10 @@ def accounts_of(
 def reservation_of(pool: WorkerPool) -> Reservation:
     """Return the pool's book."""
     claim = pool.status.claim
-    return Reservation(
-        pool.status.reserved,
-        claim and TargetClaim(claim.start, claim.to, claim.version, claim.spec_version),
-    )
+    if claim is None:
+        return Reservation(pool.status.reserved)
+    entry = TargetClaim(claim.start, claim.to, claim.version, claim.spec_version)
+    return Reservation(pool.status.reserved, entry)
 
 
 def _cost(pool: WorkerPool, bounded: dict[str, float]) -> dict[str, float | None]:
@@ -116,7 +116,9 @@ def manifests_of(
         namespace: of all objects.
     """
     fields = ("model", "budget", "slo_classes", "router", "intervals", "kv_transfer")
-    group = {field: _plain(getattr(spec, field)) for field in (*fields, "kv_block_tokens", "reward")}
+    group = {
+        field: _plain(getattr(spec, field)) for field in (*fields, "kv_block_tokens", "reward")
+    }
     manifests = [_manifest("ServingGroup", spec.name, namespace, group)]
     for pool in spec.pools:
         data = _plain(pool) | {"group": spec.name, "scale_target_ref": _plain(targets[pool.name])}

@@ -1,8 +1,9 @@
 """JSON schemas of pydantic made structural: what API servers from 1.20 on accept in a definition.
 
-Structural means: every field has one type, no references, null is `nullable` and not a type, bounds
-are OpenAPI 3.0's (`exclusiveMinimum` is a flag beside `minimum`), and defaults stand where the field
-is. A default that is an object becomes `{}`: the server then fills in the defaults of its fields.
+Structural means: every field has one type, no references, null is `nullable` and not a type,
+bounds are OpenAPI 3.0's (`exclusiveMinimum` is a flag beside `minimum`), and defaults stand where
+the field is. A default that is an object becomes `{}`: the server then fills in the defaults of
+its fields.
 """
 
 from __future__ import annotations
