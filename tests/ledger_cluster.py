@@ -102,6 +102,7 @@ class Cluster:
             name: [LocalPlanner(self.world, name) for _ in range(LEADERS)] for name in NAMES
         }
         self.forgiven: set[str] = set()
+        self.abandoned: set[str] = set()  # deleted by force, whatever they hold
         self.level = {r: max(amount, self.counted()[r]) for r, amount in budget.items()}
 
     # Planners.
@@ -162,6 +163,7 @@ class Cluster:
         pool = self.world.pools.get(name)
         if pool is None:
             version = self.world.next_version()
+            self.abandoned.discard(name)
             with self.outside():
                 self.world.pools[name] = Pool(uid=version, version=version, quota=None)
         elif pool.finalizer:
@@ -170,8 +172,9 @@ class Cluster:
     # Hands.
 
     def target_is_scaled(self, name: str, replicas: int) -> None:
-        with self.outside():
-            self.world.touch_target(name, replicas)
+        if name in self.world.pools:
+            with self.outside():
+                self.world.touch_target(name, replicas)
 
     def quota_is_edited(self, name: str, quota: int | None) -> None:
         if name in self.world.pools:
@@ -187,14 +190,16 @@ class Cluster:
 
     def pod_is_evicted(self, name: str) -> None:
         pods = self.world.pods[name]
-        if pods.live:
+        if pods.live and name in self.world.pools:
             with self.outside():
                 self.world.pods[name] = Pods(pods.live - 1, pods.draining + 1)
 
     def pool_is_deleted_by_force(self, name: str) -> None:
         self.forgiven.discard(name)
-        with self.outside():
-            self.world.pools.pop(name, None)
+        if name in self.world.pools:
+            self.abandoned.add(name)
+            with self.outside():
+                del self.world.pools[name]
 
     def budget_is_edited(self, budget: Amounts) -> None:
         with self.outside():
@@ -358,6 +363,9 @@ class Cluster:
             replicas = max(self._may_exist(name), quota_of(name), bound)
             for resource in used:
                 used[resource] += replicas * cost(name, resource)
+        for name in set(NAMES) - world.pools.keys() - self.abandoned:
+            for resource in used:
+                used[resource] += world.may_exist(name) * cost(name, resource)
         return used
 
     @contextmanager

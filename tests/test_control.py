@@ -13,6 +13,7 @@ pytest.importorskip("kubernetes")
 from kubernetes import client
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
+from hrl_planner.errors import KubeError
 from hrl_planner.kube import WorkerPool, accounts_of, budget_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
 from hrl_planner.ledger import counted
@@ -194,6 +195,31 @@ def test_a_deleted_pool_gives_back_its_gpus_before_it_goes(site: Site) -> None:
         site.global_planner.round()
     assert gone not in site.pools()
     assert site.replicas()[gone] == 0
+
+
+def test_a_deleted_group_does_not_hold_its_deleted_pools(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    site.until(equal_split())
+    site.objects.delete_namespaced_custom_object(GROUP, VERSION, site.namespace, GROUPS, SPEC.name)
+    gone = SPEC.pools[0].name
+    site.objects.delete_namespaced_custom_object(GROUP, VERSION, site.namespace, POOLS, gone)
+    with pytest.raises(KubeError, match=f"servinggroups/{SPEC.name}"):
+        site.global_planner.round()
+    assert gone not in site.pools()
+
+
+def test_two_pools_of_one_target_are_scaled_by_the_older_alone(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    first, second = SPEC.pools[0].name, SPEC.pools[1].name
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": first}
+    site.objects.patch_namespaced_custom_object(
+        GROUP, VERSION, site.namespace, POOLS, second, {"spec": {"scaleTargetRef": ref}},
+        _content_type="application/merge-patch+json",
+    )  # fmt: skip
+    waits = {planner.name: planner.round().waits for planner in site.locals}
+    rivals = {name: wait for name, wait in waits.items() if "the same target" in wait}
+    assert set(rivals) < {first, second}
+    assert len(rivals) == 1
 
 
 def test_a_pool_whose_gpus_are_unknown_gets_nothing_and_is_named(site: Site) -> None:

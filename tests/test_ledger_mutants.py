@@ -12,7 +12,6 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from hrl_planner.ledger import (
     Account,
-    Pods,
     PoolView,
     QuotaWrite,
     Reservation,
@@ -214,13 +213,9 @@ class Endless(LedgerMachine):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_the_machine_finds_a_ledger_that(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     with pytest.raises(AssertionError, match=r"may come to be|granted or held"):
         run_state_machine_as_test(Endless, settings=SEARCH)
-
-
-def test_pods_of_a_view_count_draining_beside_the_larger_of_live_and_asked() -> None:
-    view = PoolView(4, Reservation(4), replicas_side.Target(3, "1", "1"), Pods(2, 1), True, True)
-    assert view.holds == 4

@@ -42,6 +42,10 @@ class TargetState:
         self.target, self.selector, self.observed = target, selector, observed
 
 
+class NotFoundError(KubeError):
+    """What was asked for does not exist."""
+
+
 class PoolList(NamedTuple):
     """The pools of a group, and those of it that cannot be understood, with the reason."""
 
@@ -274,4 +278,5 @@ def _kube_error(what: str, error: client.ApiException) -> KubeError:
         message = json.loads(error.body or "{}").get("message", error.reason)
     except ValueError:
         message = error.reason
-    return KubeError(f"cannot {what}: {error.status} {message}")
+    kind = NotFoundError if error.status == 404 else KubeError
+    return kind(f"cannot {what}: {error.status} {message}")

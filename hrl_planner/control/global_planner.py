@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hrl_planner.control.conditions import condition, event
-from hrl_planner.control.connector import Connector, PoolList
+from hrl_planner.control.connector import Connector, NotFoundError, PoolList
 from hrl_planner.control.decide import Allocator, GroupPlan, plannable
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import accounts_of, budget_of
+from hrl_planner.kube.crds import FINALIZER
 from hrl_planner.kube.resources import ServingGroup
 from hrl_planner.ledger import Account, Claim, Settlement, counted, settle
 
@@ -77,13 +78,19 @@ class GlobalPlanner:
         Raises:
             KubeError: if the API server refuses or does not know the group.
         """
-        group = self._connector.group(self.name)
+        try:
+            group = self._connector.group(self.name)
+        except NotFoundError:
+            self._let_go()  # without a group there is no budget to guard
+            raise
         listed = self._connector.pools(self.name)
         self.interval_s = group.spec.intervals.local_s
         plan, error = self._plan(group, listed)
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
         settlement, written = self._settle(quotas, writes=writes)
+        if group.spec.policy.mode == "shadow":
+            self._let_go()
         if not self._dry_run:
             self._report(plan, settlement, error)
         return GlobalRound(plan, settlement, tuple(written), error)
@@ -98,6 +105,13 @@ class GlobalPlanner:
             return None, str(error)
         self._next_plan_s = now_s + group.spec.intervals.global_s
         return plan, ""
+
+    def _let_go(self) -> None:
+        """Let deleted pools go at once where no budget is enforced."""
+        for pool in self._connector.pools(self.name).pools:
+            kept = FINALIZER in pool.metadata.finalizers
+            if kept and pool.metadata.deletion_timestamp is not None and not self._dry_run:
+                self._connector.release(pool)
 
     def _settle(self, quotas: Mapping[str, int], *, writes: bool) -> tuple[Settlement, list[str]]:
         """Write what the ledger allows until it allows no more."""
