@@ -16,12 +16,14 @@ from typer.core import TyperGroup
 
 from hrl_planner.cli import (
     checkpoint,
+    crds,
     evaluate,
     experiment,
     kube_binaries,
     load,
     mock_cluster,
     mock_engine,
+    plan,
     profile,
     router,
     simulate,
@@ -103,8 +105,10 @@ app.command()(mock_cluster.mock_cluster)
 app.command()(router.router)
 app.command()(load.load)
 app.command("kube-binaries")(kube_binaries.kube_binaries)
+app.command()(crds.crds)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
+app.add_typer(plan.app, name="plan")
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
 

@@ -29,7 +29,6 @@ from hrl_planner.routing import (
 )
 from hrl_planner.slo_routing import decode_ratio, prefill_ratio
 
-
 # Requests that wait are looked at every few milliseconds; caches do not change that fast.
 _FRESH_S = 0.25
 

@@ -1,0 +1,174 @@
+"""`hrl-planner plan`: the planner pods, and what they would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+    from hrl_planner.control.run import Planner
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Plan quotas and replicas of a serving group on Kubernetes.",
+)
+
+Namespace = Annotated[
+    str | None, typer.Option(help="Of group and pools. [default: the pod's, else default]")
+]
+Once = Annotated[bool, typer.Option("--once", help="One round, without election, then end.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
+HealthPort = Annotated[int, typer.Option(min=0, max=65535, help="Of /healthz and /readyz.")]
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(help="Absent: the pod's service account, else KUBECONFIG or ~/.kube/config."),
+]
+
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+@app.command("global")
+def plan_global(
+    group: Annotated[str, typer.Option(help="Name of the ServingGroup.")],
+    namespace: Namespace = None,
+    once: Once = False,
+    dry_run: DryRun = False,
+    health_port: HealthPort = 8081,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Divide a group's budget among its pools: one of these per group (and one to take over).
+
+    [bold]Examples[/bold]
+
+      hrl-planner plan global --group qwen --once --dry-run
+    """
+    _plan(kubeconfig, namespace, group, [], True, once or dry_run, dry_run, health_port)
+
+
+@app.command("local")
+def plan_local(
+    pool: Annotated[str, typer.Option(help="Name of the WorkerPool.")],
+    namespace: Namespace = None,
+    once: Once = False,
+    dry_run: DryRun = False,
+    health_port: HealthPort = 8081,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Scale one pool within its quota: one of these per pool.
+
+    [bold]Examples[/bold]
+
+      hrl-planner plan local --pool decode-h200 --once --dry-run
+    """
+    _plan(kubeconfig, namespace, None, [pool], False, once or dry_run, dry_run, health_port)
+
+
+@app.command("all")
+def plan_all(
+    group: Annotated[str, typer.Option(help="Name of the ServingGroup.")],
+    namespace: Namespace = None,
+    once: Once = False,
+    dry_run: DryRun = False,
+    health_port: HealthPort = 8081,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Run the planners of a group and of all its pools in one process, for small installations.
+
+    Pools that are added later are planned for after a restart.
+    """
+    _plan(kubeconfig, namespace, group, None, True, once or dry_run, dry_run, health_port)
+
+
+def _plan(
+    kubeconfig: Path | None,
+    namespace: str | None,
+    group: str | None,
+    pools: list[str] | None,
+    with_global: bool,
+    once: bool,
+    dry_run: bool,
+    health_port: int,
+) -> None:
+    """Make the planners asked for (no list of pools: all of the group) and run them."""
+    import sys
+    import time
+
+    from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
+    from hrl_planner.control.run import write_decision
+
+    api = _client(kubeconfig)
+    where = namespace or _own_namespace()
+    connector = Connector(api, where)
+    if pools is None:
+        pools = [pool.name for pool in connector.pools(group).pools]
+    metrics = NoMetrics()
+    planners: list[tuple[str, Planner]] = [
+        ("local", LocalPlanner(connector, name, metrics, time.monotonic, dry_run=dry_run))
+        for name in pools
+    ]
+    if with_global and group is not None:
+        planner = GlobalPlanner(connector, group, metrics, time.monotonic, dry_run=dry_run)
+        planners.append(("global", planner))
+    if not once:
+        _serve(api, where, planners, health_port)
+        return
+    for level, each in planners:
+        write_decision(sys.stdout, level, each.name, each.round())
+
+
+def _serve(
+    api: ApiClient, namespace: str, planners: list[tuple[str, Planner]], health_port: int
+) -> None:
+    import logging
+    import os
+    import signal
+    import socket
+    import sys
+    import time
+
+    from hrl_planner.control.health import Health
+    from hrl_planner.control.lease import Lease
+    from hrl_planner.control.run import Runner, Task
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    holder = f"{socket.gethostname()}-{os.getpid()}"
+    tasks = [
+        Task(
+            level,
+            planner,
+            Lease(api, namespace, f"hrl-planner-{level}-{planner.name}", holder, time.monotonic),
+        )
+        for level, planner in planners
+    ]
+    runner = Runner(tasks, sys.stdout)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: runner.stop())
+    with Health(health_port, runner.alive, runner.ready):
+        runner.run()
+
+
+def _client(kubeconfig: Path | None) -> ApiClient:
+    from kubernetes import client, config
+
+    from hrl_planner.errors import KubeError
+
+    try:
+        if kubeconfig is not None:
+            config.load_kube_config(str(kubeconfig))  # type: ignore[no-untyped-call]
+        elif _POD_NAMESPACE.exists():
+            config.load_incluster_config()  # type: ignore[no-untyped-call]
+        else:
+            config.load_kube_config()  # type: ignore[no-untyped-call]
+    except config.ConfigException as error:
+        raise KubeError(f"no way to the API server: {error}") from error
+    return client.ApiClient()
+
+
+def _own_namespace() -> str:
+    if _POD_NAMESPACE.exists():
+        return _POD_NAMESPACE.read_text(encoding="utf-8").strip()
+    return "default"

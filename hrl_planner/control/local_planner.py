@@ -1,0 +1,236 @@
+"""The local planner of one pool: scales its target within the quota, and keeps the pool's book.
+
+Every round reads pool, target and pods, asks the policy how many replicas there should be, and
+takes the ledger's steps until nothing more may be written. What it saw and did it reports in the
+pool's status; `acknowledged` names the last quota its target keeps to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hrl_planner.control.conditions import condition, event
+from hrl_planner.control.connector import Connector, TargetState
+from hrl_planner.control.decide import Scaler
+from hrl_planner.control.metrics import PoolMetrics
+from hrl_planner.control.pods import PodCounts
+from hrl_planner.errors import HrlPlannerError
+from hrl_planner.kube.convert import reservation_of
+from hrl_planner.kube.resources import ServingGroup, WorkerPool
+from hrl_planner.ledger import (
+    Idle,
+    PoolView,
+    Reservation,
+    Step,
+    WriteReservation,
+    WriteTarget,
+    next_step,
+)
+from hrl_planner.ledger.replicas import MISSING
+
+SETTLE_S = 30.0
+_MOST_STEPS = 8  # of one round: settle a claim, count, lower, claim, scale, and conflicts
+COMPONENT = "hrl-planner-local"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRound:
+    """What a round read, decided and did; the line of the decision log."""
+
+    wanted: int | None
+    reason: str
+    waits: str
+    written: tuple[str, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    pool: WorkerPool
+    target: TargetState
+    pods: PodCounts
+    settled: bool
+
+
+class LocalPlanner:
+    """See the module.
+
+    Args:
+        connector: of the pool's namespace.
+        name: of the pool.
+        metrics: what is known of the traffic.
+        clock: seconds, monotonic.
+        settle_s: how long a target must be unchanged before its pods are all there will be.
+        dry_run: write nothing.
+    """
+
+    def __init__(
+        self,
+        connector: Connector,
+        name: str,
+        metrics: PoolMetrics,
+        clock: Callable[[], float],
+        *,
+        settle_s: float = SETTLE_S,
+        dry_run: bool = False,
+    ) -> None:
+        """See the class."""
+        self.name = name
+        self.interval_s = 10.0
+        self._connector = connector
+        self._scaler = Scaler(metrics)
+        self._clock = clock
+        self._settle_s = settle_s
+        self._dry_run = dry_run
+        self._unchanged = ("", clock())  # version of the target's spec, and since when
+
+    def round(self) -> LocalRound:
+        """Look once, decide, write what is allowed.
+
+        Raises:
+            KubeError: if the API server refuses or does not know the pool.
+        """
+        pool = self._connector.pool(self.name)
+        group = self._connector.group(pool.spec.group)
+        self.interval_s = group.spec.intervals.local_s
+        wanted, reason, error = self._want(group, pool)
+        rival = self._older_claimant(pool)
+        active = group.spec.policy.mode == "active" and rival is None
+        written: list[str] = []
+        step: Step = Idle()
+        seen = self._look()
+        for _ in range(_MOST_STEPS):
+            step = self._step(seen, wanted, active=active)
+            done = None if self._dry_run else self._write(seen, step)
+            if done is None:
+                break
+            written.append(done)
+            seen = self._look()
+        waits = step.waits if isinstance(step, Idle) else ""
+        if rival is not None:
+            waits = f"workerpool {rival} scales the same target, and is older"
+        if not self._dry_run:
+            self._report(seen, wanted, reason, waits, error)
+        elif not isinstance(step, Idle):
+            written.append(f"would write {step}")
+        return LocalRound(wanted, reason, waits, tuple(written), error)
+
+    def _want(self, group: ServingGroup, pool: WorkerPool) -> tuple[int | None, str, str]:
+        pools = self._connector.pools(pool.spec.group).pools
+        try:
+            wanted, reason = self._scaler.want(group, pools, self.name, self._clock())
+        except HrlPlannerError as error:
+            return None, "holds", str(error)
+        return wanted, reason, ""
+
+    def _older_claimant(self, pool: WorkerPool) -> str | None:
+        """Return the pool that has the first right to the target, if it is not this one."""
+        ref = pool.spec.scale_target_ref
+        claimants = [p for p in self._connector.pools().pools if p.spec.scale_target_ref == ref]
+        oldest = min(
+            claimants,
+            key=lambda p: (p.metadata.creation_timestamp or "", p.metadata.uid),
+            default=pool,
+        )
+        return None if oldest.metadata.uid == pool.metadata.uid else oldest.name
+
+    def _look(self) -> _Seen:
+        """Read the book first, then what it is about."""
+        pool = self._connector.pool(self.name)
+        target = self._connector.target(pool.spec.scale_target_ref)
+        labels = pool.spec.pod_selector
+        selector = ",".join(f"{key}={value}" for key, value in labels.items()) or target.selector
+        pods = self._connector.pods(selector)
+        now_s = self._clock()
+        if target.target.spec_version != self._unchanged[0]:
+            self._unchanged = (target.target.spec_version, now_s)
+        caught_up = target.observed == target.target.replicas
+        settled = caught_up and now_s - self._unchanged[1] >= self._settle_s
+        return _Seen(pool, target, pods, settled)
+
+    def _step(self, seen: _Seen, wanted: int | None, *, active: bool) -> Step:
+        pool, target = seen.pool, seen.target.target
+        leaving = pool.metadata.deletion_timestamp is not None
+        quota = 0 if leaving else pool.spec.quota
+        view = PoolView(
+            # A pool without quota is left alone, and so is every pool in shadow mode.
+            quota=quota if active else None,
+            reservation=reservation_of(pool),
+            target=target,
+            pods=seen.pods.ledger,
+            settled=seen.settled,
+            fresh=True,
+        )
+        return next_step(view, target.replicas if wanted is None else wanted)
+
+    def _write(self, seen: _Seen, step: Step) -> str | None:
+        """Carry out a step; None if there is none, or if somebody else was faster."""
+        ref = seen.pool.spec.scale_target_ref
+        if isinstance(step, WriteTarget):
+            words = f"{ref.kind} {ref.name}: {seen.target.target.replicas} -> {step.replicas}"
+            if not self._connector.scale(ref, step.replicas, step.version):
+                return None
+            self._tell(seen.pool, "Scaled", words)
+            return words
+        if isinstance(step, WriteReservation):
+            status = _book(step.reservation)
+            if not self._connector.write_pool_status(seen.pool, status):
+                return None
+            return f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
+        return None
+
+    def _report(self, seen: _Seen, wanted: int | None, reason: str, waits: str, error: str) -> None:
+        pool, target, pods = seen.pool, seen.target.target, seen.pods
+        held = pods.ready + pods.starting + pods.draining
+        status: dict[str, Any] = {
+            "observedGeneration": pool.metadata.generation,
+            "desired": target.replicas,
+            "wanted": wanted,
+            "replicas": held,
+            "ready": pods.ready,
+            "starting": pods.starting,
+            "draining": pods.draining,
+            "heldGpus": held * (pool.spec.gpus_per_replica or 0),
+            "selector": seen.target.selector,
+            "reason": waits or reason,
+            "conditions": self._conditions(seen, waits, error),
+        }
+        if pool.spec.quota is not None and target.replicas <= pool.spec.quota:
+            acknowledged = {"quota": pool.spec.quota, "sequence": pool.spec.quota_sequence}
+            status["acknowledged"] = acknowledged
+        now = pool.status.model_dump(mode="json", by_alias=True)
+        if any(now.get(name) != value for name, value in status.items()):
+            self._connector.write_pool_status(pool, status)
+
+    def _conditions(self, seen: _Seen, waits: str, error: str) -> list[dict[str, Any]]:
+        before, found = seen.pool.status.conditions, seen.target.target != MISSING
+        ref = seen.pool.spec.scale_target_ref
+        missing = "" if found else f"{ref.kind} {ref.name} does not exist"
+        made = [
+            condition(before, "TargetFound", found, "Found" if found else "NotFound", missing),
+            condition(before, "Decided", not error, "Holds" if error else "Policy", error),
+            condition(before, "Unhindered", not waits, "Waits" if waits else "Free", waits),
+        ]
+        # As the status is read back, so that an unchanged one is recognised.
+        return [{**c, "observedGeneration": None} for c in made]
+
+    def _tell(self, pool: WorkerPool, reason: str, message: str) -> None:
+        self._connector.event(
+            event("WorkerPool", pool.metadata, reason, message, COMPONENT, warning=False)
+        )
+
+
+def _book(reservation: Reservation) -> dict[str, Any]:
+    claim = reservation.claim
+    return {
+        "reserved": reservation.replicas,
+        "claim": claim
+        and {
+            "start": claim.start,
+            "to": claim.to,
+            "version": claim.version,
+            "specVersion": claim.spec_version,
+        },
+    }

@@ -1,0 +1,65 @@
+"""Where planners get the traffic from: a small protocol, and the source that knows nothing.
+
+Replicas and quotas a planner knows from the API server; everything else of an observation comes
+from here. What is unknown is NaN, and the policies know what to do without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from hrl_planner.kube.resources import WorkerPool
+from hrl_planner.observation import (
+    CLASS_FIELDS,
+    POOL_FIELDS,
+    ClusterObservation,
+    Float64Array,
+)
+from hrl_planner.spec import ClusterSpec
+
+
+class PoolMetrics(Protocol):
+    """A source of metrics."""
+
+    def pools(self, spec: ClusterSpec) -> Float64Array:
+        """Return a row per pool, shape (P, len(POOL_FIELDS)); NaN where nothing is known."""
+
+    def classes(self, spec: ClusterSpec) -> Float64Array:
+        """Return a row per SLO class, shape (C, len(CLASS_FIELDS))."""
+
+
+class NoMetrics:
+    """Nothing is known of the traffic."""
+
+    def pools(self, spec: ClusterSpec) -> Float64Array:
+        """Return rows of NaN."""
+        return np.full((len(spec.pools), len(POOL_FIELDS)), np.nan)
+
+    def classes(self, spec: ClusterSpec) -> Float64Array:
+        """Return rows of NaN."""
+        return np.full((len(spec.slo_classes), len(CLASS_FIELDS)), np.nan)
+
+
+def observe(
+    spec: ClusterSpec, pools: Sequence[WorkerPool], metrics: PoolMetrics, now_s: float
+) -> ClusterObservation:
+    """Return what the policies see: replicas from the pools' statuses, the rest from metrics."""
+    rows = metrics.pools(spec).copy()
+    by_name = {pool.name: pool for pool in pools}
+    for row, described in zip(rows, spec.pools, strict=True):
+        pool = by_name[described.name]
+        status = pool.status
+        known = {
+            "target_replicas": status.desired,
+            "quota": pool.spec.quota,
+            "ready": status.ready,
+            "starting": status.starting,
+            "draining": status.draining,
+        }
+        for field, value in known.items():
+            if value is not None:
+                row[POOL_FIELDS.index(field)] = value
+    return ClusterObservation(now_s, rows, metrics.classes(spec))

@@ -1,0 +1,54 @@
+"""Custom resources on a real API server, for tests: definitions, a cluster spec as objects."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from kubernetes import client
+
+from hrl_planner.kube.convert import manifests_of
+from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
+from hrl_planner.kube.resources import ScaleTargetRef
+from hrl_planner.spec import ClusterSpec
+
+PATIENCE_S = 20.0
+
+
+def install_definitions(admin: client.ApiClient) -> None:
+    """Install both definitions and wait until the server serves them."""
+    extensions = client.ApiextensionsV1Api(admin)
+    for definition in definitions().values():
+        try:
+            extensions.create_custom_resource_definition(definition)
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+    deadline = time.monotonic() + PATIENCE_S
+    for definition in definitions().values():
+        while not _served(extensions, definition["metadata"]["name"]):
+            assert time.monotonic() < deadline, definition["metadata"]["name"]
+
+
+def _served(extensions: client.ApiextensionsV1Api, name: str) -> bool:
+    read = extensions.read_custom_resource_definition(name)
+    conditions = {c.type: c for c in read.status.conditions or []}
+    broken = conditions.get("NonStructuralSchema")
+    assert broken is None or broken.status == "False", broken
+    return "Established" in conditions and conditions["Established"].status == "True"
+
+
+def manifests(spec: ClusterSpec, namespace: str) -> list[dict[str, Any]]:
+    targets = {p.name: ScaleTargetRef(kind="Deployment", name=p.name) for p in spec.pools}
+    return manifests_of(spec, targets, namespace)
+
+
+def create_objects(
+    api: client.CustomObjectsApi, spec: ClusterSpec, namespace: str, **policy: object
+) -> None:
+    """Create a spec's group, with a policy, and its pools."""
+    group, *pools = manifests(spec, namespace)
+    group["spec"]["policy"] |= policy
+    api.create_namespaced_custom_object(GROUP, VERSION, namespace, GROUPS, group)
+    for pool in pools:
+        api.create_namespaced_custom_object(GROUP, VERSION, namespace, POOLS, pool)

@@ -1,0 +1,250 @@
+"""Global and local planners on a real API server: the quotas, targets and books they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+pytest.importorskip("kubernetes")
+
+from kubernetes import client
+
+from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
+from hrl_planner.errors import KubeError
+from hrl_planner.kube import WorkerPool, accounts_of, budget_of
+from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
+from hrl_planner.ledger import counted
+from hrl_planner.localcluster import ControlPlane
+from hrl_planner.spec import ClusterSpec
+from tests.kube import deployment, pod_spec
+from tests.kube_objects import create_objects, install_definitions
+
+pytestmark = pytest.mark.kube
+
+SPEC = ClusterSpec.load("small")
+ROUNDS = 40
+
+
+@dataclass
+class Site:
+    """A namespace with a group, its pools and their deployments, and planners for all of them."""
+
+    api: client.ApiClient
+    namespace: str
+
+    def __post_init__(self) -> None:
+        self.connector = Connector(self.api, self.namespace)
+        self.objects = client.CustomObjectsApi(self.api)
+        self.apps = client.AppsV1Api(self.api)
+        self.restart()
+
+    def restart(self) -> None:
+        """Planners with empty memory."""
+        self.global_planner = GlobalPlanner(self.connector, SPEC.name, NoMetrics(), lambda: 0.0)
+        self.locals = [
+            LocalPlanner(self.connector, p.name, NoMetrics(), lambda: 0.0, settle_s=0.0)
+            for p in SPEC.pools
+        ]
+
+    def create(self, replicas: int, **policy: str) -> None:
+        for pool in SPEC.pools:
+            body = deployment(pool.name, replicas, pod_spec(["true"], pool.gpu_type))
+            self.apps.create_namespaced_deployment(self.namespace, body)
+        create_objects(self.objects, SPEC, self.namespace, **policy)
+
+    def round(self) -> None:
+        for planner in self.locals:
+            planner.round()
+        self.global_planner.round()
+        self.check_budget()
+
+    def pools(self) -> dict[str, WorkerPool]:
+        return {pool.name: pool for pool in self.connector.pools(SPEC.name).pools}
+
+    def replicas(self) -> dict[str, int]:
+        found = self.apps.list_namespaced_deployment(self.namespace).items
+        return {d.metadata.name: d.spec.replicas for d in found}
+
+    def quotas(self) -> dict[str, int | None]:
+        return {name: pool.spec.quota for name, pool in self.pools().items()}
+
+    def until(self, replicas: dict[str, int]) -> None:
+        for _ in range(ROUNDS):
+            self.round()
+            reserved = {name: p.status.reserved for name, p in self.pools().items()}
+            if self.replicas() == self.quotas() == reserved == replicas:
+                return
+        raise AssertionError((self.replicas(), self.quotas(), self.pools()))
+
+    def used(self) -> dict[str, float]:
+        group = self.connector.group(SPEC.name)
+        pools = list(self.pools().values())
+        return dict(counted(budget_of(group), accounts_of(group, pools), ()))
+
+    def check_budget(self) -> None:
+        held = dict.fromkeys(SPEC.budget.gpus, 0)
+        core = client.CoreV1Api(self.api)
+        for pool in SPEC.pools:
+            pods = core.list_namespaced_pod(self.namespace, label_selector=f"app={pool.name}")
+            held[pool.gpu_type] += len(pods.items) * pool.gpus_per_replica
+        self.held = held
+
+    def patch_group(self, spec: dict[str, Any]) -> None:
+        self.objects.patch_namespaced_custom_object(
+            GROUP, VERSION, self.namespace, GROUPS, SPEC.name, {"spec": spec},
+            _content_type="application/merge-patch+json",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def admin(control_plane: ControlPlane) -> client.ApiClient:
+    api = control_plane.client()
+    install_definitions(api)
+    return api
+
+
+@pytest.fixture
+def site(control_plane: ControlPlane, admin: client.ApiClient) -> Iterator[Site]:
+    with control_plane.namespace("plan") as name:
+        yield Site(admin, name)
+
+
+def equal_split() -> dict[str, int]:
+    from hrl_planner.planner import PlanContext
+    from hrl_planner.planner.registry import make_policy
+
+    policy = make_policy("static")
+    policy.reset(PlanContext(SPEC))
+    replicas = policy.decide(None).replicas  # type: ignore[arg-type]
+    return {pool.name: int(n) for pool, n in zip(SPEC.pools, replicas, strict=True)}
+
+
+def test_pools_are_scaled_to_the_plan_and_the_budget_is_respected_on_the_way(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    for _ in range(4):
+        site.round()
+        assert all(site.held[kind] <= n for kind, n in SPEC.budget.gpus.items())
+    site.until(equal_split())
+    assert all(site.used()[kind] <= n for kind, n in SPEC.budget.gpus.items())
+
+
+def test_a_cluster_over_budget_at_the_start_only_shrinks_until_it_fits(site: Site) -> None:
+    site.create(9, allocator="static", scaler="quota", mode="active")
+    before = site.replicas()
+    site.round()
+    assert all(n <= before[name] for name, n in site.replicas().items())
+    site.until(equal_split())
+
+
+def test_planners_without_memory_go_on_where_others_died(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    for _ in range(3):
+        site.locals[0].round()
+        site.global_planner.round()
+        site.restart()
+    site.until(equal_split())
+
+
+def test_a_target_scaled_by_hand_is_brought_back(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    site.until(equal_split())
+    name = SPEC.pools[0].name
+    site.apps.patch_namespaced_deployment_scale(name, site.namespace, {"spec": {"replicas": 20}})
+    site.round()
+    site.until(equal_split())
+
+
+def test_shadow_mode_decides_and_reports_and_changes_nothing(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="shadow")
+    for _ in range(3):
+        site.round()
+    assert set(site.replicas().values()) == {1}
+    assert set(site.quotas().values()) == {None}
+    assert site.connector.group(SPEC.name).status.planned == equal_split()
+    assert all(pool.status.reserved == 1 for pool in site.pools().values())
+
+
+def test_a_dry_run_writes_nothing_at_all(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    versions = {n: p.metadata.resource_version for n, p in site.pools().items()}
+    planner = GlobalPlanner(site.connector, SPEC.name, NoMetrics(), lambda: 0.0, dry_run=True)
+    assert planner.round().plan is not None
+    for pool in SPEC.pools:
+        local = LocalPlanner(
+            site.connector, pool.name, NoMetrics(), lambda: 0.0, settle_s=0.0, dry_run=True
+        )
+        assert local.round().error == ""
+    assert {n: p.metadata.resource_version for n, p in site.pools().items()} == versions
+
+
+def test_a_deleted_pool_gives_back_its_gpus_before_it_goes(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    site.until(equal_split())
+    gone = SPEC.pools[0].name
+    site.objects.delete_namespaced_custom_object(GROUP, VERSION, site.namespace, POOLS, gone)
+    assert gone in site.pools()
+    for _ in range(ROUNDS):
+        if gone not in site.pools():
+            break
+        for planner in site.locals:
+            if planner.name in site.pools():
+                planner.round()
+        site.global_planner.round()
+    assert gone not in site.pools()
+    assert site.replicas()[gone] == 0
+
+
+def test_a_deleted_group_does_not_hold_its_deleted_pools(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    site.until(equal_split())
+    site.objects.delete_namespaced_custom_object(GROUP, VERSION, site.namespace, GROUPS, SPEC.name)
+    gone = SPEC.pools[0].name
+    site.objects.delete_namespaced_custom_object(GROUP, VERSION, site.namespace, POOLS, gone)
+    with pytest.raises(KubeError, match=f"servinggroups/{SPEC.name}"):
+        site.global_planner.round()
+    assert gone not in site.pools()
+
+
+def test_two_pools_of_one_target_are_scaled_by_the_older_alone(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    first, second = SPEC.pools[0].name, SPEC.pools[1].name
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": first}
+    site.objects.patch_namespaced_custom_object(
+        GROUP, VERSION, site.namespace, POOLS, second, {"spec": {"scaleTargetRef": ref}},
+        _content_type="application/merge-patch+json",
+    )  # fmt: skip
+    waits = {planner.name: planner.round().waits for planner in site.locals}
+    rivals = {name: wait for name, wait in waits.items() if "the same target" in wait}
+    assert set(rivals) < {first, second}
+    assert len(rivals) == 1
+
+
+def test_a_pool_whose_gpus_are_unknown_gets_nothing_and_is_named(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    name = SPEC.pools[0].name
+    site.objects.patch_namespaced_custom_object(
+        GROUP, VERSION, site.namespace, POOLS, name, {"spec": {"gpusPerReplica": None}},
+        _content_type="application/merge-patch+json",
+    )  # fmt: skip
+    for _ in range(4):
+        site.round()
+    assert site.replicas()[name] == 1
+    conditions = {c.type: c for c in site.connector.group(SPEC.name).status.conditions}
+    assert conditions["AllPoolsPlanned"].status == "False"
+    assert name in conditions["AllPoolsPlanned"].message
+
+
+def test_a_missing_target_is_a_condition_and_the_rest_keeps_working(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    lost = SPEC.pools[0].name
+    site.apps.delete_namespaced_deployment(lost, site.namespace)
+    for _ in range(6):
+        site.round()
+    conditions = {c.type: c for c in site.pools()[lost].status.conditions}
+    assert conditions["TargetFound"].status == "False"
+    plan = equal_split()
+    others = {name: n for name, n in site.replicas().items() if name != lost}
+    assert others == {name: n for name, n in plan.items() if name != lost}

@@ -1,0 +1,130 @@
+"""Planners as processes: one round by hand, election, hand-over, health, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("kubernetes")
+
+from kubernetes import client
+
+from hrl_planner.control.health import Health
+from hrl_planner.control.lease import Lease
+from hrl_planner.localcluster import ControlPlane
+from hrl_planner.spec import ClusterSpec
+from tests.kube import deployment, pod_spec
+from tests.kube_objects import create_objects, install_definitions
+
+pytestmark = pytest.mark.kube
+
+SPEC = ClusterSpec.load("small")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    install_definitions(control_plane.client())
+    with control_plane.namespace("process") as name:
+        yield name
+
+
+@pytest.fixture
+def group(control_plane: ControlPlane, namespace: str) -> str:
+    api = control_plane.client()
+    for pool in SPEC.pools:
+        body = deployment(pool.name, 1, pod_spec(["true"], pool.gpu_type))
+        client.AppsV1Api(api).create_namespaced_deployment(namespace, body)
+    objects = client.CustomObjectsApi(api)
+    create_objects(objects, SPEC, namespace, allocator="static", scaler="quota", mode="active")
+    return SPEC.name
+
+
+def command(plane: ControlPlane, namespace: str, *args: str) -> list[str]:
+    where = ["--namespace", namespace, "--kubeconfig", str(plane.kubeconfig)]
+    return [sys.executable, "-m", "hrl_planner.cli", "plan", *args, *where]
+
+
+def test_one_dry_round_prints_what_every_planner_would_do(
+    control_plane: ControlPlane, namespace: str, group: str
+) -> None:
+    done = subprocess.run(
+        command(control_plane, namespace, "all", "--group", group, "--dry-run"),
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["level"] for line in lines] == ["local"] * len(SPEC.pools) + ["global"]
+    assert set(lines[-1]["plan"]["quotas"]) == {pool.name for pool in SPEC.pools}
+
+
+def test_a_group_that_does_not_exist_is_one_line_and_status_2(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    done = subprocess.run(
+        command(control_plane, namespace, "global", "--group", "nobody", "--once"),
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "servinggroups/nobody" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_planner_told_to_stop_ends_and_leaves_its_lease_to_the_next(
+    control_plane: ControlPlane, namespace: str, group: str
+) -> None:
+    args = command(control_plane, namespace, "global", "--group", group, "--health-port", "0")
+    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            first: dict[str, Any] = json.loads(process.stdout.readline())
+            assert first["level"] == "global"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    api = control_plane.client()
+    lease = Lease(api, namespace, f"hrl-planner-global-{group}", "next", lambda: 0.0)
+    assert lease.hold()
+
+
+def test_a_lease_is_taken_over_only_when_it_was_not_renewed(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    api, now = control_plane.client(), [0.0]
+    mine = Lease(api, namespace, "one", "mine", lambda: now[0])
+    other = Lease(api, namespace, "one", "other", lambda: now[0])
+    assert mine.hold()
+    assert not other.hold()
+    now[0] = 14.0
+    assert mine.hold()
+    assert not other.hold()
+    now[0] = 28.0
+    assert not other.hold()
+    now[0] = 30.0
+    assert other.hold()
+    assert not mine.hold()
+
+
+def test_health_answers_what_it_is_told() -> None:
+    ready = threading.Event()
+    with Health(0, lambda: True, ready.is_set, host="127.0.0.1") as health:
+        address = f"http://127.0.0.1:{health.port}"
+        with urllib.request.urlopen(f"{address}/healthz") as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{address}/readyz")
+        refused.value.close()
+        assert refused.value.code == 503
+        ready.set()
+        with urllib.request.urlopen(f"{address}/readyz") as answer:
+            assert answer.status == 200
