@@ -17,6 +17,7 @@ from hrl_planner.router.hasher import PromptHasher
 from hrl_planner.router.request import COMPLETIONS, Call, Refusal
 from hrl_planner.router.service import Routed, Router
 from hrl_planner.spec import ClusterSpec
+from hrl_planner.worker_metrics import series_of
 from tests.routers import Bench, aggregated_spec
 
 DECODE = Worker("decode-0", "decode-h100", "10.9.0.1:8000")
@@ -257,6 +258,44 @@ def test_sglang_workers_get_the_request_at_once_and_meet_in_a_room():
             assert total_load(bench) == NOTHING
 
     run(scenario)
+
+
+def test_what_planners_count_of_a_class_ends_however_a_request_ends():
+    """Answered, its client gone, refused by the engine; one that no worker could ever hold is no
+    traffic."""
+
+    async def scenario() -> None:
+        async with routing() as (router, (engine,), bench):
+            routed = await router.route(call(400))
+            engine.gate = asyncio.Event()
+            other = call(prompt=list(range(5000, 5200)))
+            task = asyncio.create_task(router.route(other))
+            while len(engine.bodies) < 2:
+                await asyncio.sleep(0.005)
+            assert class_counts(bench)[:2] == (2.0, 0.0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            router.ended(routed.flight)
+            router.ended(routed.flight)
+            engine.gate, engine.status = None, 400
+            for isl_tokens in (300, 3_000_000):
+                with pytest.raises(Refusal):
+                    await router.route(call(prompt=list(range(9000, 9000 + isl_tokens))))
+            assert class_counts(bench) == (3.0, 3.0, 900.0, 400.0**2 + 200.0**2 + 300.0**2)
+
+    run(scenario)
+
+
+def class_counts(bench: Bench) -> tuple[float, ...]:
+    """What was counted over all classes: offered, resolved, prompt tokens and their squares."""
+    page = bench.metrics.page().decode()
+    names = [
+        f"hrl_router_class_{name}_total"
+        for name in ("offered", "resolved", "prompt_tokens", "prompt_tokens_squared")
+    ]
+    series = list(series_of(page, tuple(names)))
+    return tuple(sum(s.value for s in series if s.name == name) for name in names)
 
 
 def test_a_request_that_fits_no_worker_is_refused_with_its_length():

@@ -20,12 +20,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hrl_planner.collect.histogram import Histogram
-from hrl_planner.collect.sample import Increment, WorkerSample
+from hrl_planner.collect.histogram import FloatArray, Histogram
+from hrl_planner.collect.sample import Increments, Layout, WorkerSample
 from hrl_planner.spec import IntervalSpec
 from hrl_planner.worker_metrics import COUNTERS
-
-_LATENCIES = ("ttft_s", "itl_s", "e2e_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +106,9 @@ class _History:
         at = bisect.bisect_right(self.times, until_s)
         return self.samples[at - 1] if at else None
 
-    def increments(self, after_s: float, until_s: float) -> list[Increment]:
-        """Return what ended within (after_s, until_s]."""
-        first = max(1, bisect.bisect_right(self.times, after_s))
-        last = bisect.bisect_right(self.times, until_s)
-        return [Increment.between(self.samples[k - 1], self.samples[k]) for k in range(first, last)]
+    def increments(self, until_s: float) -> Increments | None:
+        """Return what happened until a time."""
+        return Increments.between(self.samples[: bisect.bisect_right(self.times, until_s)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +117,12 @@ class _Part:
 
     Attributes:
         presence: share of the window in which it was there.
-        increments: by time.
+        increments: None where its samples do not span any time in it.
         begins_s: when its engine began, as far as it matters.
     """
 
     presence: float
-    increments: list[Increment]
+    increments: Increments | None
     begins_s: list[float]
 
 
@@ -166,10 +162,14 @@ class PoolWindow:
             return PoolTotals.unknown()
         parts = []
         for name, history in self._workers.items():
-            kept = history.increments(now_s - self._timing.kept_s, until_s)
-            increments = [increment for increment in kept if increment.to_s > after_s]
+            kept = history.increments(until_s)
+            begins_s = [history.ready_since_s]
+            increments = None
+            if kept is not None:
+                begins_s += kept.to_s[kept.restarted].tolist()
+                increments = kept.after(after_s)
+                increments = increments if increments.to_s.size else None
             presence = self._presence(name, history, increments, start_s, until_s)
-            begins_s = [history.ready_since_s, *(i.to_s for i in kept if i.restarted)]
             parts.append(_Part(presence, increments, begins_s))
         rates = _rates(parts)
         histograms = self._histograms(parts)
@@ -195,7 +195,7 @@ class PoolWindow:
         self,
         name: str,
         history: _History,
-        increments: list[Increment],
+        increments: Increments | None,
         start_s: float,
         until_s: float,
     ) -> float:
@@ -204,35 +204,33 @@ class PoolWindow:
         # A worker that was not ready for a moment was there before.
         began_s = min(
             history.ready_since_s if listed else math.inf,
-            increments[0].from_s if increments else math.inf,
+            math.inf if increments is None else float(increments.from_s[0]),
         )
-        ended_s = until_s if listed else increments[-1].to_s if increments else -math.inf
+        last_s = -math.inf if increments is None else float(increments.to_s[-1])
+        ended_s = until_s if listed else last_s
         return max(0.0, ended_s - max(start_s, began_s)) / (until_s - start_s)
 
     def _histograms(self, parts: Sequence[_Part]) -> dict[str, list[Histogram]]:
-        """Add up histograms of equal edges."""
-        sums: dict[str, dict[bytes, Histogram]] = {}
+        """Add up what pages of one layout counted; latencies of warm-ups are left out."""
+        sums: dict[Layout, FloatArray] = {}
         for part in parts:
-            for increment in part.increments:
-                cold = self._is_cold(increment, part.begins_s)
-                for name, seen in increment.histograms.items():
-                    if cold and name in _LATENCIES:
-                        continue
-                    row = sums.setdefault(name, {})
-                    key = seen.upper_edges.tobytes()
-                    known = row.get(key)
-                    if known is not None:
-                        counts, total = known.counts + seen.counts, known.total + seen.total
-                        seen = Histogram(seen.upper_edges, counts, total)
-                    row[key] = seen
-        return {name: list(row.values()) for name, row in sums.items()}
-
-    def _is_cold(self, increment: Increment, begins_s: Sequence[float]) -> bool:
-        """Whether any of an increment is of the time after a begin of its engine."""
-        return any(
-            begin_s <= increment.to_s and increment.from_s < begin_s + self._timing.grace_s
-            for begin_s in begins_s
-        )
+            if (increments := part.increments) is None:
+                continue
+            layout, rows = increments.layout, increments.rows
+            cold = np.zeros(increments.to_s.size, bool)
+            for begin_s in part.begins_s:
+                ends_s = begin_s + self._timing.grace_s
+                cold |= (increments.to_s >= begin_s) & (increments.from_s < ends_s)
+            row = rows.sum(axis=0)
+            if cold.any():
+                row[layout.latency] = rows[np.ix_(~cold, layout.latency)].sum(axis=0)
+            known = sums.get(layout)
+            sums[layout] = row if known is None else known + row
+        found: dict[str, list[Histogram]] = {}
+        for layout, row in sums.items():
+            for name, histogram in layout.split(row).items():
+                found.setdefault(name, []).append(histogram)
+        return found
 
     def _age(self, now_s: float) -> float:
         """Return the age that half of the workers' newest samples do not exceed."""
@@ -262,12 +260,11 @@ def _rates(parts: Sequence[_Part]) -> dict[str, float]:
     known_presence = np.zeros(len(COUNTERS))
     for part in parts:
         presence, increments = part.presence, part.increments
-        if not increments or presence <= 0.0:
+        if increments is None or presence <= 0.0:
             continue
-        counts = np.array([increment.counts for increment in increments])
-        spans_s = np.array([increment.to_s - increment.from_s for increment in increments])
+        counts = increments.counts
         known = ~np.isnan(counts)
-        covered_s = spans_s @ known
+        covered_s = (increments.to_s - increments.from_s) @ known
         has = covered_s > 0.0
         done = np.where(known, counts, 0.0).sum(axis=0)
         rates[has] += presence * done[has] / covered_s[has]
