@@ -59,7 +59,7 @@ class Site:
         for planner in self.locals:
             planner.round()
         self.global_planner.round()
-        self.check_budget()
+        self.count_held()
 
     def pools(self) -> dict[str, WorkerPool]:
         return {pool.name: pool for pool in self.connector.pools(SPEC.name).pools}
@@ -84,7 +84,7 @@ class Site:
         pools = list(self.pools().values())
         return dict(counted(budget_of(group), accounts_of(group, pools), ()))
 
-    def check_budget(self) -> None:
+    def count_held(self) -> None:
         held = dict.fromkeys(SPEC.budget.gpus, 0)
         core = client.CoreV1Api(self.api)
         for pool in SPEC.pools:
