@@ -102,7 +102,7 @@ class Cluster:
             name: [LocalPlanner(self.world, name) for _ in range(LEADERS)] for name in NAMES
         }
         self.forgiven: set[str] = set()
-        self.abandoned: set[str] = set()  # deleted by force, whatever they hold
+        self.abandoned: set[str] = set()  # gone by force or by a false book, whatever they hold
         self.level = {r: max(amount, self.counted()[r]) for r, amount in budget.items()}
 
     # Planners.
@@ -393,5 +393,8 @@ class Cluster:
         del self.world.sent[:-MOST_SENT]
 
     def _arrive(self, write: Send) -> None:
+        before = set(self.world.pools)
         self.world.deliver(write)
+        # Whose book was falsified may be let go too early.
+        self.abandoned |= (before - self.world.pools.keys()) & self.forgiven
         self.check()

@@ -59,7 +59,7 @@ class Site:
         for planner in self.locals:
             planner.round()
         self.global_planner.round()
-        self.check_budget()
+        self.count_held()
 
     def pools(self) -> dict[str, WorkerPool]:
         return {pool.name: pool for pool in self.connector.pools(SPEC.name).pools}
@@ -84,7 +84,7 @@ class Site:
         pools = list(self.pools().values())
         return dict(counted(budget_of(group), accounts_of(group, pools), ()))
 
-    def check_budget(self) -> None:
+    def count_held(self) -> None:
         held = dict.fromkeys(SPEC.budget.gpus, 0)
         core = client.CoreV1Api(self.api)
         for pool in SPEC.pools:
@@ -195,6 +195,27 @@ def test_a_deleted_pool_gives_back_its_gpus_before_it_goes(site: Site) -> None:
         site.global_planner.round()
     assert gone not in site.pools()
     assert site.replicas()[gone] == 0
+
+
+def test_without_metrics_the_lp_and_the_rule_hold_what_runs(site: Site) -> None:
+    site.create(1, allocator="lp", scaler="rule", mode="active")
+    site.until(dict.fromkeys(site.replicas(), 1))
+    conditions = {c.type: c for c in site.connector.group(SPEC.name).status.conditions}
+    assert {kind: c.status for kind, c in conditions.items()} == {
+        "WithinBudget": "True", "Planned": "True", "AllPoolsPlanned": "True"
+    }  # fmt: skip
+
+
+def test_the_pools_say_what_they_are_asked_for_and_which_quota_they_keep_to(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    site.until(equal_split())
+    site.round()
+    for name, pool in site.pools().items():
+        status = pool.status
+        assert status.desired == status.replicas == equal_split()[name]
+        assert status.acknowledged is not None
+        assert status.acknowledged.quota == pool.spec.quota
+        assert status.acknowledged.sequence == pool.spec.quota_sequence
 
 
 def test_a_deleted_group_does_not_hold_its_deleted_pools(site: Site) -> None:

@@ -23,6 +23,9 @@ Namespace = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="One round, without election, then end.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
 HealthPort = Annotated[int, typer.Option(min=0, max=65535, help="Of /healthz and /readyz.")]
+SettleS = Annotated[
+    float, typer.Option(min=0.0, help="A target's controller lags at most so many seconds.")
+]
 Kubeconfig = Annotated[
     Path | None,
     typer.Option(help="Absent: the pod's service account, else KUBECONFIG or ~/.kube/config."),
@@ -46,7 +49,7 @@ def plan_global(
 
       hrl-planner plan global --group qwen --once --dry-run
     """
-    _plan(kubeconfig, namespace, group, [], True, once or dry_run, dry_run, health_port)
+    _plan(kubeconfig, namespace, group, [], once, dry_run, health_port)
 
 
 @app.command("local")
@@ -56,6 +59,7 @@ def plan_local(
     once: Once = False,
     dry_run: DryRun = False,
     health_port: HealthPort = 8081,
+    settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Scale one pool within its quota: one of these per pool.
@@ -64,7 +68,7 @@ def plan_local(
 
       hrl-planner plan local --pool decode-h200 --once --dry-run
     """
-    _plan(kubeconfig, namespace, None, [pool], False, once or dry_run, dry_run, health_port)
+    _plan(kubeconfig, namespace, None, [pool], once, dry_run, health_port, settle_s)
 
 
 @app.command("all")
@@ -74,13 +78,14 @@ def plan_all(
     once: Once = False,
     dry_run: DryRun = False,
     health_port: HealthPort = 8081,
+    settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Run the planners of a group and of all its pools in one process, for small installations.
 
     Pools that are added later are planned for after a restart.
     """
-    _plan(kubeconfig, namespace, group, None, True, once or dry_run, dry_run, health_port)
+    _plan(kubeconfig, namespace, group, None, once, dry_run, health_port, settle_s)
 
 
 def _plan(
@@ -88,10 +93,10 @@ def _plan(
     namespace: str | None,
     group: str | None,
     pools: list[str] | None,
-    with_global: bool,
     once: bool,
     dry_run: bool,
     health_port: int,
+    settle_s: float = 30.0,
 ) -> None:
     """Make the planners asked for (no list of pools: all of the group) and run them."""
     import sys
@@ -107,13 +112,18 @@ def _plan(
         pools = [pool.name for pool in connector.pools(group).pools]
     metrics = NoMetrics()
     planners: list[tuple[str, Planner]] = [
-        ("local", LocalPlanner(connector, name, metrics, time.monotonic, dry_run=dry_run))
+        (
+            "local",
+            LocalPlanner(
+                connector, name, metrics, time.monotonic, settle_s=settle_s, dry_run=dry_run
+            ),
+        )
         for name in pools
     ]
-    if with_global and group is not None:
+    if group is not None:
         planner = GlobalPlanner(connector, group, metrics, time.monotonic, dry_run=dry_run)
         planners.append(("global", planner))
-    if not once:
+    if not (once or dry_run):
         _serve(api, where, planners, health_port)
         return
     for level, each in planners:

@@ -7,7 +7,7 @@ pool's status; `acknowledged` names the last quota its target keeps to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +95,9 @@ class LocalPlanner:
         pool = self._connector.pool(self.name)
         group = self._connector.group(pool.spec.group)
         self.interval_s = group.spec.intervals.local_s
-        wanted, reason, error = self._want(group, pool)
-        rival = self._older_claimant(pool)
+        pools = self._connector.pools().pools
+        wanted, reason, error = self._want(group, pools)
+        rival = _older_claimant(pool, pools)
         active = group.spec.policy.mode == "active" and rival is None
         written: list[str] = []
         step: Step = Idle()
@@ -117,24 +118,15 @@ class LocalPlanner:
             written.append(f"would write {step}")
         return LocalRound(wanted, reason, waits, tuple(written), error)
 
-    def _want(self, group: ServingGroup, pool: WorkerPool) -> tuple[int | None, str, str]:
-        pools = self._connector.pools(pool.spec.group).pools
+    def _want(
+        self, group: ServingGroup, pools: Sequence[WorkerPool]
+    ) -> tuple[int | None, str, str]:
+        of_group = [pool for pool in pools if pool.spec.group == group.metadata.name]
         try:
-            wanted, reason = self._scaler.want(group, pools, self.name, self._clock())
+            wanted, reason = self._scaler.want(group, of_group, self.name, self._clock())
         except HrlPlannerError as error:
             return None, "holds", str(error)
         return wanted, reason, ""
-
-    def _older_claimant(self, pool: WorkerPool) -> str | None:
-        """Return the pool that has the first right to the target, if it is not this one."""
-        ref = pool.spec.scale_target_ref
-        claimants = [p for p in self._connector.pools().pools if p.spec.scale_target_ref == ref]
-        oldest = min(
-            claimants,
-            key=lambda p: (p.metadata.creation_timestamp or "", p.metadata.uid),
-            default=pool,
-        )
-        return None if oldest.metadata.uid == pool.metadata.uid else oldest.name
 
     def _look(self) -> _Seen:
         """Read the book first, then what it is about."""
@@ -220,6 +212,16 @@ class LocalPlanner:
         self._connector.event(
             event("WorkerPool", pool.metadata, reason, message, COMPONENT, warning=False)
         )
+
+
+def _older_claimant(pool: WorkerPool, pools: Sequence[WorkerPool]) -> str | None:
+    """Return the pool that has the first right to a pool's target, if it is another."""
+    oldest = min(
+        (p for p in pools if p.spec.scale_target_ref == pool.spec.scale_target_ref),
+        key=lambda p: (p.metadata.creation_timestamp or "", p.metadata.uid),
+        default=pool,
+    )
+    return None if oldest.metadata.uid == pool.metadata.uid else oldest.name
 
 
 def _book(reservation: Reservation) -> dict[str, Any]:
