@@ -1,8 +1,8 @@
 """What an engine counts, under vLLM's names, labels and buckets.
 
 Names and buckets are those of vLLM's `v1/metrics/loggers.py`. The time between tokens is there
-three times: by its name, by its older name, and as every request's mean. All requests of a decode batch
-see the same interval between tokens, so a step books it once with its weight: a token costs nothing
+three times: by its name, by its older name, and as every request's mean. All requests of a decode
+batch see the same interval between tokens, so a step books it once with its weight: a token costs nothing
 here.
 """
 
