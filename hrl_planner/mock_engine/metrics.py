@@ -2,8 +2,8 @@
 
 Names and buckets are those of vLLM's `v1/metrics/loggers.py`. The time between tokens is there
 three times: by its name, by its older name, and as every request's mean. All requests of a decode
-batch see the same interval between tokens, so a step books it once with its weight: a token costs nothing
-here.
+batch see the same interval between tokens, so a step books it once with its weight: a token costs
+nothing here.
 """
 
 from __future__ import annotations
