@@ -211,7 +211,7 @@ def pod(name: str, ip: str = "10.0.0.1", *, ready: bool = True, **annotations: s
 
 
 def group(flows: Any) -> Json:
-    return {"metadata": {"name": "chat"}, "spec": {"flows": flows}}
+    return {"metadata": {"name": "chat"}, "status": {"flows": flows}}
 
 
 def test_a_ready_pod_is_a_worker() -> None:
@@ -268,7 +268,7 @@ def test_a_pod_that_describes_itself_wrongly_is_refused() -> None:
 
 @pytest.mark.parametrize("flows", [["fast"], {"c": "fast"}, {"c": {"fast": "much"}}])
 def test_flows_of_the_wrong_shape_are_refused(flows: Any) -> None:
-    with pytest.raises(RouterError, match=r"ServingGroup chat: spec\.flows"):
+    with pytest.raises(RouterError, match=r"ServingGroup chat: status\.flows"):
         flows_of(group(flows))
 
 

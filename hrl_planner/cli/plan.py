@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
+    from hrl_planner.control.metrics import PoolMetrics
     from hrl_planner.control.run import Planner
 
 app = typer.Typer(
@@ -26,6 +30,16 @@ HealthPort = Annotated[int, typer.Option(min=0, max=65535, help="Of /healthz and
 SettleS = Annotated[
     float, typer.Option(min=0.0, help="A target's controller lags at most so many seconds.")
 ]
+Metrics = Annotated[
+    bool, typer.Option(help="Ask worker pods for their metrics; without, policies know no traffic.")
+]
+Routers = Annotated[
+    list[str] | None,
+    typer.Option("--router", help="ip:port of a router's metrics, for classes; may be repeated."),
+]
+LookS = Annotated[
+    float, typer.Option(min=0.0, help="With --once or --dry-run: listen so long before the round.")
+]
 Kubeconfig = Annotated[
     Path | None,
     typer.Option(help="Absent: the pod's service account, else KUBECONFIG or ~/.kube/config."),
@@ -40,6 +54,9 @@ def plan_global(
     namespace: Namespace = None,
     once: Once = False,
     dry_run: DryRun = False,
+    metrics: Metrics = True,
+    router: Routers = None,
+    look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -49,7 +66,8 @@ def plan_global(
 
       hrl-planner plan global --group qwen --once --dry-run
     """
-    _plan(kubeconfig, namespace, group, [], once, dry_run, health_port)
+    how = _How(once, dry_run, health_port, 30.0, metrics, tuple(router or ()), look_s)
+    _plan(kubeconfig, namespace, group, [], how)
 
 
 @app.command("local")
@@ -58,6 +76,9 @@ def plan_local(
     namespace: Namespace = None,
     once: Once = False,
     dry_run: DryRun = False,
+    metrics: Metrics = True,
+    router: Routers = None,
+    look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
@@ -68,7 +89,8 @@ def plan_local(
 
       hrl-planner plan local --pool decode-h200 --once --dry-run
     """
-    _plan(kubeconfig, namespace, None, [pool], once, dry_run, health_port, settle_s)
+    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
+    _plan(kubeconfig, namespace, None, [pool], how)
 
 
 @app.command("all")
@@ -77,6 +99,9 @@ def plan_all(
     namespace: Namespace = None,
     once: Once = False,
     dry_run: DryRun = False,
+    metrics: Metrics = True,
+    router: Routers = None,
+    look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
@@ -85,7 +110,25 @@ def plan_all(
 
     Pools that are added later are planned for after a restart.
     """
-    _plan(kubeconfig, namespace, group, None, once, dry_run, health_port, settle_s)
+    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
+    _plan(kubeconfig, namespace, group, None, how)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What all three commands are told alike."""
+
+    once: bool
+    dry_run: bool
+    health_port: int
+    settle_s: float
+    metrics: bool
+    routers: tuple[str, ...]
+    look_s: float
+
+    @property
+    def one_round(self) -> bool:
+        return self.once or self.dry_run
 
 
 def _plan(
@@ -93,16 +136,13 @@ def _plan(
     namespace: str | None,
     group: str | None,
     pools: list[str] | None,
-    once: bool,
-    dry_run: bool,
-    health_port: int,
-    settle_s: float = 30.0,
+    how: _How,
 ) -> None:
     """Make the planners asked for (no list of pools: all of the group) and run them."""
     import sys
     import time
 
-    from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
+    from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner
     from hrl_planner.control.run import write_decision
 
     api = _client(kubeconfig)
@@ -110,24 +150,53 @@ def _plan(
     connector = Connector(api, where)
     if pools is None:
         pools = [pool.name for pool in connector.pools(group).pools]
-    metrics = NoMetrics()
-    planners: list[tuple[str, Planner]] = [
-        (
-            "local",
-            LocalPlanner(
-                connector, name, metrics, time.monotonic, settle_s=settle_s, dry_run=dry_run
-            ),
-        )
-        for name in pools
-    ]
-    if group is not None:
-        planner = GlobalPlanner(connector, group, metrics, time.monotonic, dry_run=dry_run)
-        planners.append(("global", planner))
-    if not (once or dry_run):
-        _serve(api, where, planners, health_port)
+    with _metrics(kubeconfig, where, how) as metrics:
+        planners: list[tuple[str, Planner]] = [
+            (
+                "local",
+                LocalPlanner(
+                    connector,
+                    name,
+                    metrics,
+                    time.monotonic,
+                    settle_s=how.settle_s,
+                    dry_run=how.dry_run,
+                ),
+            )
+            for name in pools
+        ]
+        if group is not None:
+            planner = GlobalPlanner(connector, group, metrics, time.monotonic, dry_run=how.dry_run)
+            planners.append(("global", planner))
+        if not how.one_round:
+            _serve(api, where, planners, how.health_port)
+            return
+        for level, each in planners:
+            write_decision(sys.stdout, level, each.name, each.round())
+
+
+@contextmanager
+def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[PoolMetrics]:
+    """Follow the workers of the namespace while the block runs."""
+    import os
+
+    from hrl_planner.control import NoMetrics
+
+    if not how.metrics:
+        yield NoMetrics()
         return
-    for level, each in planners:
-        write_decision(sys.stdout, level, each.name, each.round())
+    from hrl_planner.control.collected import CollectedMetrics
+    from hrl_planner.router.discovery.kubernetes import KubernetesDiscovery
+
+    if kubeconfig is not None:
+        os.environ["KUBECONFIG"] = str(kubeconfig)  # where discovery looks, too
+    listen_s = how.look_s if how.one_round else 0.0
+    found = CollectedMetrics(KubernetesDiscovery(namespace), how.routers, listen_s)
+    found.start()
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 def _serve(

@@ -62,4 +62,13 @@ def observe(
         for field, value in known.items():
             if value is not None:
                 row[POOL_FIELDS.index(field)] = value
+        _expect(row, status.starting or 0, described.startup.mean_s)
     return ClusterObservation(now_s, rows, metrics.classes(spec))
+
+
+def _expect(row: Float64Array, starting: int, mean_s: float) -> None:
+    """Write when starting replicas are expected: their age is not told, so half-way on average."""
+    fields = ("starting_eta_30s", "starting_eta_60s", "starting_eta_120s", "starting_eta_late")
+    expected = np.searchsorted((30.0, 60.0, 120.0), 0.5 * mean_s)
+    for index, field in enumerate(fields):
+        row[POOL_FIELDS.index(field)] = starting if index == expected else 0.0

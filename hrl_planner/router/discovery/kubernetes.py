@@ -188,12 +188,12 @@ def worker_of(pod: Json) -> Worker | None:
 
 
 def flows_of(group: Json) -> dict[str, dict[str, float]]:
-    """Return `spec.flows` of a ServingGroup.
+    """Return `status.flows` of a ServingGroup, where the global planner writes them.
 
     Raises:
         RouterError: it is no mapping of class to pool to weight.
     """
-    flows: Any = group.get("spec", {}).get("flows") or {}
+    flows: Any = group.get("status", {}).get("flows") or {}
     try:
         found = {
             str(slo_class): {str(pool): float(weight) for pool, weight in pools.items()}
@@ -202,14 +202,15 @@ def flows_of(group: Json) -> dict[str, dict[str, float]]:
     except (AttributeError, TypeError, ValueError) as error:
         name = group["metadata"]["name"]
         raise RouterError(
-            f"ServingGroup {name}: spec.flows: class -> pool -> weight expected, got {flows!r:.200}"
+            f"ServingGroup {name}: status.flows: class -> pool -> weight expected, "
+            f"got {flows!r:.200}"
         ) from error
     for slo_class, pools in found.items():
         for pool, weight in pools.items():
             if not 0 <= weight < float("inf"):
                 name = group["metadata"]["name"]
                 raise RouterError(
-                    f"ServingGroup {name}: spec.flows.{slo_class}.{pool}: {weight} is no weight"
+                    f"ServingGroup {name}: status.flows.{slo_class}.{pool}: {weight} is no weight"
                 )
     return found
 

@@ -1,0 +1,83 @@
+"""What planners hear of workers that are real engines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hrl_planner.control.collected import CollectedMetrics
+from hrl_planner.load import LoadOptions, Target, replay
+from hrl_planner.mock_engine.cluster import MockCluster
+from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS
+from hrl_planner.router.discovery import Snapshot, Worker
+from hrl_planner.spec import ClusterSpec
+from hrl_planner.workload.curves import constant
+from hrl_planner.workload.generators import independent_requests
+
+pytestmark = pytest.mark.slow
+
+
+class Told:
+    """A discovery that says what it is told."""
+
+    def __init__(self, *workers: Worker) -> None:
+        self._workers = workers
+
+    async def snapshots(self) -> AsyncIterator[Snapshot]:
+        yield Snapshot(self._workers)
+        await asyncio.Event().wait()
+
+
+def column(rows: np.ndarray, field: str, fields: tuple[str, ...] = POOL_FIELDS) -> np.ndarray:
+    return rows[:, fields.index(field)]
+
+
+def spec() -> ClusterSpec:
+    small = ClusterSpec.load("small")
+    intervals = {**small.intervals.model_dump(), "scrape_s": 0.5, "scrape_lag_s": 0.0}
+    return small.replace(intervals={**intervals, "window_s": 10.0})
+
+
+def test_a_planner_sees_the_traffic_of_its_pools_and_nothing_of_those_nobody_told(tmp_path: Path):
+    async def offer(address: str, model: str) -> None:
+        trace = independent_requests(constant(5.0, 6.0, isl=300, osl=20), seed=1)
+        result = await replay(trace, Target(f"http://{address}", model), LoadOptions())
+        assert result.finished.all()
+
+    async def engines() -> tuple[MockCluster, list[Worker]]:
+        cluster = MockCluster(spec(), tmp_path / "workers.yaml", speed=4.0)
+        await cluster.start({pool.name: 0 for pool in spec().pools} | {"decode-h100": 1})
+        found = [Worker(w.name, w.pool, w.address) for w in cluster.workers.values()]
+        return cluster, found
+
+    with asyncio.Runner() as runner:
+        cluster, workers = runner.run(engines())
+        metrics = CollectedMetrics(Told(*workers))
+        metrics.start()
+        try:
+            metrics.pools(spec())  # the first look begins to listen
+            runner.run(offer(workers[0].address, spec().model))
+            rows, classes = metrics.pools(spec()), metrics.classes(spec())
+        finally:
+            metrics.close()
+            runner.run(cluster.stop())
+    index = spec().pool_index("decode-h100")
+    assert 2.0 < column(rows, "arrivals_rps")[index] < 8.0
+    assert 100 < column(rows, "isl_mean_tokens")[index] < 900
+    assert column(rows, "output_tokens_per_s")[index] > 20
+    assert np.isfinite(column(rows, "metrics_age_s")[index])
+    assert classes.shape == (2, len(CLASS_FIELDS))
+
+
+def test_planners_without_any_worker_look_at_rows_all_the_same():
+    metrics = CollectedMetrics(Told())
+    metrics.start()
+    try:
+        rows = metrics.pools(spec())
+    finally:
+        metrics.close()
+    assert rows.shape == (4, len(POOL_FIELDS))
