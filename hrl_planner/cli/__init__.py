@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from hrl_planner.cli import (
     checkpoint,
     crds,
+    demo_cluster,
     evaluate,
     experiment,
     kube_binaries,
@@ -103,6 +104,7 @@ app.command()(tune.tune)
 app.command()(mock_engine.mock_engine)
 app.command()(mock_cluster.mock_cluster)
 app.command()(router.router)
+app.command()(demo_cluster.demo_cluster)
 app.command()(load.load)
 app.command("kube-binaries")(kube_binaries.kube_binaries)
 app.command()(crds.crds)

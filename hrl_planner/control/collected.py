@@ -131,3 +131,9 @@ class CollectedMetrics:
             await asyncio.gather(self._following, return_exceptions=True)
         if self._collector is not None:
             await self._collector.close()
+        # What discovery left behind when it was cancelled.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
