@@ -14,7 +14,7 @@ RUN_ARGS    ?=
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-dynamo bench-router dynamo-venv peers-venv experiment experiment-report clean
+.PHONY: help demo e2e test lint format bench bench-dynamo bench-router dynamo-venv peers-venv experiment experiment-report clean
 
 help:
 	@echo "make demo          simulate the reference cluster, compare the planners, write $(DEMO_OUT)/report.html"
@@ -25,6 +25,7 @@ help:
 	@echo "make experiment-report  only write experiments/results from what has been run"
 	@echo "make bench         speed of simulator and environments"
 	@echo "make bench-dynamo  speed and fidelity against Dynamo's offline replay"
+	@echo "make e2e           planners, router and engines on a real Kubernetes API on this machine"
 	@echo "make bench-router  the router: decisions, throughput, streams, attainment, faults, peers"
 	@echo "make dynamo-venv   NVIDIA Dynamo in an environment of its own, for the benchmarks and policy dynamo"
 	@echo "make peers-venv    other routers in an environment of their own, for bench-router"
@@ -71,6 +72,11 @@ bench: $(VENV)/.stamp-dev
 
 bench-dynamo: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks.bench_dynamo
+
+# Builds Kubernetes' programs where they are missing: some minutes, once.
+e2e: $(VENV)/.stamp-dev
+	$(BIN)/hrl-planner kube-binaries --build
+	$(BIN)/hrl-planner demo-cluster
 
 bench-router: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks.router $(BENCH_ARGS)

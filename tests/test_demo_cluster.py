@@ -31,7 +31,11 @@ def programs_are_there() -> bool:
 def test_planners_scale_engines_within_the_budget_while_the_router_serves(tmp_path: Path):
     small = ClusterSpec.load("small")
     clocks = {"local_s": 2.0, "global_s": 6.0, "scrape_s": 1.0, "scrape_lag_s": 0.5}
-    spec = small.replace(intervals={**clocks, "window_s": 10.0})
+    # Nothing is refused: on a busy machine requests are late, and still must not be lost.
+    promise = {"name": "any", "ttft_ms": 300, "itl_ms": 18, "assign": {"share": 1.0}}
+    spec = small.replace(
+        intervals={**clocks, "window_s": 10.0}, slo_classes=[promise], router={"kind": "kv_slo"}
+    )
     trace = independent_requests(
         constant(6.0, 40.0, isl=2000, osl=40),
         seed=1,

@@ -227,8 +227,9 @@ def test_stopping_keeps_what_was_measured() -> None:
         result = asyncio.run(run(server.url))
     assert result.interrupted and len(result) < 1000
     summary = summarise(result)
-    assert summary.interrupted == 1  # the one that stalls is neither a hit nor a miss
-    assert summary.total["offered"] == len(result) - 1
+    # The one that stalls, and perhaps one just sent, are neither hits nor misses.
+    assert summary.interrupted >= 1
+    assert summary.total["offered"] == len(result) - summary.interrupted
     assert summary.total["attainment"] == 1.0
     assert any("was stopped" in warning for warning in summary.warnings)
 
