@@ -269,3 +269,12 @@ def test_a_missing_target_is_a_condition_and_the_rest_keeps_working(site: Site) 
     plan = equal_split()
     others = {name: n for name, n in site.replicas().items() if name != lost}
     assert others == {name: n for name, n in plan.items() if name != lost}
+
+
+def test_a_local_planner_without_a_quota_wants_nothing_yet(site: Site) -> None:
+    """What a policy makes of missing numbers must not wait for the quota to be carried out."""
+    site.create(2, allocator="lp", scaler="rule", mode="active")
+    for planner in site.locals:
+        done = planner.round()
+        assert (done.wanted, done.reason) == (None, "no quota yet")
+    assert set(site.replicas().values()) == {2}

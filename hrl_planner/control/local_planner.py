@@ -122,6 +122,13 @@ class LocalPlanner:
         self, group: ServingGroup, pools: Sequence[WorkerPool]
     ) -> tuple[int | None, str, str]:
         of_group = [pool for pool in pools if pool.spec.group == group.metadata.name]
+        mine = next((pool for pool in of_group if pool.name == self.name), None)
+        # What a policy makes of numbers that are not there yet could be carried out as soon as the
+        # quota comes, in this very round.
+        if mine is not None and mine.spec.quota is None:
+            return None, "no quota yet", ""
+        if mine is not None and mine.status.desired is None:
+            return None, "replicas not reported yet", ""
         try:
             wanted, reason = self._scaler.want(group, of_group, self.name, self._clock())
         except HrlPlannerError as error:
