@@ -105,8 +105,8 @@ class Bench:
         self, found: Sequence[Worker], flows: Mapping[str, Mapping[str, float]] | None = None
     ) -> None:
         """Take over a snapshot as the app does."""
-        changes = self.fleet.apply(Snapshot(tuple(found), flows or {}), 0.0)
-        for slot in changes.removed:
+        gone = self.fleet.apply(Snapshot(tuple(found), flows or {}), 0.0)
+        for slot in gone:
             self.desk.flights.vacated(slot)
             self.index.drop_worker(slot)
         for place in self.fleet:

@@ -111,8 +111,8 @@ class PickerApp:
 
     def take(self, snapshot: Snapshot) -> None:
         """Take over what discovery says."""
-        changes = self.fleet.apply(snapshot, time.monotonic())
-        for slot, name in changes.removed.items():
+        gone = self.fleet.apply(snapshot, time.monotonic())
+        for slot, name in gone.items():
             self.router.desk.flights.vacated(slot)
             self.index.drop_worker(slot)
             self.router.lengths.forget(name)

@@ -15,7 +15,7 @@ from hrl_planner.router.fleet import Fleet
 from hrl_planner.router.flights import Flights, Leg
 from hrl_planner.router.kv import KvIndex
 from hrl_planner.router.metrics import RouterMetrics
-from hrl_planner.router.request import Refusal
+from hrl_planner.router.request import no_worker, shed
 from hrl_planner.router.sessions import Sessions
 from hrl_planner.routing import NOBODY, REJECT, WAIT
 
@@ -33,17 +33,6 @@ class Seat:
     leg: Leg
     reason: str
     predicted_ttft_s: float
-
-
-def shed(ask: Ask) -> Refusal:
-    """Return the refusal of a request that its class does not let be late."""
-    return Refusal(
-        429,
-        "no pool can serve this request within its target",
-        reason="shed",
-        kind="rate_limit_error",
-        retry_after_s=max(1.0, ask.targets.ttft_s),
-    )
 
 
 class Desk:
@@ -84,13 +73,7 @@ class Desk:
         self.chooser.look_up(ask, now_s)
         seat = self._by_rules(ask, now_s, forced=forced)
         if seat is None and forced:
-            raise Refusal(
-                503,
-                "no worker accepts requests",
-                reason="no_worker",
-                kind="server_error",
-                retry_after_s=5.0,
-            )
+            raise no_worker("worker")
         return seat
 
     def another_prefill(self, ask: Ask, now_s: float) -> Seat | None:
@@ -142,7 +125,7 @@ class Desk:
         if slot in (WAIT, NOBODY):
             return None
         if slot == REJECT:
-            raise shed(ask)
+            raise shed(ask.targets.ttft_s)
         return self._book(slot, ask, now_s, "forced" if forced else "rules")
 
     def _book(self, slot: int, ask: Ask, now_s: float, reason: str) -> Seat:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,14 +29,6 @@ log = logging.getLogger(__name__)
 
 # A pool may hold more pods than its most replicas: some drain while others replace them.
 _SPARE = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What a snapshot changed: slots with a new worker; slots that lost theirs, and its name."""
-
-    added: tuple[int, ...]
-    removed: Mapping[int, str]
 
 
 @dataclass(slots=True)
@@ -132,8 +124,8 @@ class Fleet:
         """Tell whether requests stay at this worker for their answer."""
         return int(self.state.pools[self.pool_of[slot]]["role"]) in (DECODE, AGGREGATED)
 
-    def apply(self, snapshot: Snapshot, now_s: float) -> Changes:
-        """Take over a snapshot; workers it lacks lose their slot."""
+    def apply(self, snapshot: Snapshot, now_s: float) -> dict[int, str]:
+        """Take over a snapshot; return the slots whose workers it lacks, with their names."""
         named = {worker.name: worker for worker in snapshot.workers}
         removed = [slot for name, slot in self._slot_of.items() if name not in named]
         # A worker under an old name but at another address is another process.
@@ -145,21 +137,19 @@ class Fleet:
         gone = {slot: self.place(slot).worker.name for slot in removed}
         for slot in removed:
             self._vacate(slot)
-        added = []
         for name, worker in named.items():
             slot = self._slot_of.get(name, NOBODY)
             if slot == NOBODY:
                 slot = self._seat_new(worker)
                 if slot == NOBODY:
                     continue
-                added.append(slot)
             else:
                 seat = self._seats[slot]
                 assert seat is not None
                 seat.worker = worker
             self._refresh(slot, now_s)
         self._take_weights(snapshot)
-        return Changes(tuple(added), gone)
+        return gone
 
     def set_alive(self, name: str, alive: bool, now_s: float) -> None:
         """Note that a worker's process is there, or is not."""

@@ -20,8 +20,6 @@ _DECISION_SECONDS = (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 5e-3, 2e-
 _RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 _SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
-OUTCOMES = ("attained", "late_ttft", "late_itl", "failed", "refused", "cancelled")
-
 
 _OF_CLASS = {
     "offered": "Requests offered.",
@@ -173,7 +171,7 @@ class RouterMetrics:
         self._retries(pool).inc()
 
     def outcome(self, class_id: int, outcome: str) -> None:
-        """Count how an offered request ended, one of OUTCOMES."""
+        """Count how a routed request ended: the words of `outcome`, see docs/router.md."""
         self._slo(self._classes[class_id], outcome).inc()
 
     def observed_ttft(self, pool: str, class_id: int, seconds: float, predicted_s: float) -> None:

@@ -45,6 +45,28 @@ class Refusal(Exception):
         return msgspec.json.encode({"error": error})
 
 
+def shed(ttft_s: float) -> Refusal:
+    """Return the refusal of a request that its class does not let be late."""
+    return Refusal(
+        429,
+        "no pool can serve this request within its target",
+        reason="shed",
+        kind="rate_limit_error",
+        retry_after_s=max(1.0, ttft_s),
+    )
+
+
+def no_worker(what: str) -> Refusal:
+    """Return the refusal of a request that has waited enough for any worker of a kind."""
+    return Refusal(
+        503,
+        f"no {what} accepts requests",
+        reason="no_worker",
+        kind="server_error",
+        retry_after_s=5.0,
+    )
+
+
 class _RouterHints(msgspec.Struct):
     ttft_target: float | None = None
     itl_target: float | None = None

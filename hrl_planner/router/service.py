@@ -25,7 +25,7 @@ from hrl_planner.router.handoff import Handoff, PrefillError
 from hrl_planner.router.hasher import PromptHasher
 from hrl_planner.router.metrics import RouterMetrics
 from hrl_planner.router.osl import OutputLengths
-from hrl_planner.router.request import Call, Refusal, Wish, read
+from hrl_planner.router.request import Call, Refusal, Wish, no_worker, read
 from hrl_planner.router.waiting import WaitingRoom
 from hrl_planner.routing import NOBODY, fits_somewhere
 
@@ -268,13 +268,7 @@ class Router:
             if found is not None:
                 break
             if self._clock() > until_s:
-                raise Refusal(
-                    503,
-                    "no decode worker accepts requests",
-                    reason="no_worker",
-                    kind="server_error",
-                    retry_after_s=5.0,
-                )
+                raise no_worker("decode worker")
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._for_decode.append(waiter)
             await waiter

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 from hrl_planner.router.chooser import Ask
 from hrl_planner.router.config import AdmissionConfig
-from hrl_planner.router.request import Refusal
+from hrl_planner.router.request import Refusal, shed
 
 T = TypeVar("T")
 
@@ -111,7 +111,8 @@ class WaitingRoom(Generic[T]):
         if not guest.late and now_s > guest.latest_s:
             guest.late = True
             if ask.targets.shed_above < float("inf"):
-                return self._refuse(guest, now_s)
+                guest.seat.set_exception(shed(ask.targets.ttft_s))
+                return True
         arrived_s = ask.arrived_s
         if guest.late:
             ask.arrived_s = now_s
@@ -126,18 +127,6 @@ class WaitingRoom(Generic[T]):
         if placed is None:
             return False
         guest.seat.set_result(placed)
-        return True
-
-    def _refuse(self, guest: _Guest[T], now_s: float) -> bool:
-        guest.seat.set_exception(
-            Refusal(
-                429,
-                "no pool can serve this request within its target",
-                reason="shed",
-                kind="rate_limit_error",
-                retry_after_s=max(1.0, guest.ask.targets.ttft_s),
-            )
-        )
         return True
 
     def _push(self, guest: _Guest[T]) -> None:
