@@ -59,9 +59,9 @@ def test_a_planner_sees_the_traffic_of_its_pools_and_nothing_of_those_nobody_tol
         metrics = CollectedMetrics(Told(*workers))
         metrics.start()
         try:
-            metrics.pools(spec())  # the first look begins to listen
+            metrics.look(spec())  # the first look begins to listen
             runner.run(offer(workers[0].address, spec().model))
-            rows, classes = metrics.pools(spec()), metrics.classes(spec())
+            rows, classes = metrics.look(spec())
         finally:
             metrics.close()
             runner.run(cluster.stop())
@@ -77,7 +77,7 @@ def test_planners_without_any_worker_look_at_rows_all_the_same():
     metrics = CollectedMetrics(Told())
     metrics.start()
     try:
-        rows = metrics.pools(spec())
+        rows, _ = metrics.look(spec())
     finally:
         metrics.close()
     assert rows.shape == (4, len(POOL_FIELDS))

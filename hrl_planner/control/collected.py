@@ -63,13 +63,10 @@ class CollectedMetrics:
         self._thread.join()
         self._loop.close()
 
-    def pools(self, spec: ClusterSpec) -> Float64Array:
-        """Return a row per pool, shape (P, len(POOL_FIELDS)); NaN where nothing is known."""
-        return self._wait_for(self._look(spec)).pools
-
-    def classes(self, spec: ClusterSpec) -> Float64Array:
-        """Return a row per SLO class, shape (C, len(CLASS_FIELDS))."""
-        return self._wait_for(self._look(spec)).classes
+    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+        """Return rows per pool and per SLO class, see `PoolMetrics`."""
+        seen = self._wait_for(self._look(spec))
+        return seen.pools, seen.classes
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_S)

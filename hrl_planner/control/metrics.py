@@ -24,30 +24,30 @@ from hrl_planner.spec import ClusterSpec
 class PoolMetrics(Protocol):
     """A source of metrics."""
 
-    def pools(self, spec: ClusterSpec) -> Float64Array:
-        """Return a row per pool, shape (P, len(POOL_FIELDS)); NaN where nothing is known."""
+    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+        """Return rows per pool and per SLO class; NaN where nothing is known.
 
-    def classes(self, spec: ClusterSpec) -> Float64Array:
-        """Return a row per SLO class, shape (C, len(CLASS_FIELDS))."""
+        Their shapes are (P, len(POOL_FIELDS)) and (C, len(CLASS_FIELDS)).
+        """
 
 
 class NoMetrics:
     """Nothing is known of the traffic."""
 
-    def pools(self, spec: ClusterSpec) -> Float64Array:
+    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
         """Return rows of NaN."""
-        return np.full((len(spec.pools), len(POOL_FIELDS)), np.nan)
-
-    def classes(self, spec: ClusterSpec) -> Float64Array:
-        """Return rows of NaN."""
-        return np.full((len(spec.slo_classes), len(CLASS_FIELDS)), np.nan)
+        return (
+            np.full((len(spec.pools), len(POOL_FIELDS)), np.nan),
+            np.full((len(spec.slo_classes), len(CLASS_FIELDS)), np.nan),
+        )
 
 
 def observe(
     spec: ClusterSpec, pools: Sequence[WorkerPool], metrics: PoolMetrics, now_s: float
 ) -> ClusterObservation:
     """Return what the policies see: replicas from the pools' statuses, the rest from metrics."""
-    rows = metrics.pools(spec).copy()
+    rows, classes = metrics.look(spec)
+    rows = rows.copy()
     by_name = {pool.name: pool for pool in pools}
     for row, described in zip(rows, spec.pools, strict=True):
         pool = by_name[described.name]
@@ -63,7 +63,7 @@ def observe(
             if value is not None:
                 row[POOL_FIELDS.index(field)] = value
         _expect(row, status.starting or 0, described.startup.mean_s)
-    return ClusterObservation(now_s, rows, metrics.classes(spec))
+    return ClusterObservation(now_s, rows, classes)
 
 
 def _expect(row: Float64Array, starting: int, mean_s: float) -> None:
