@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from kubernetes import client
@@ -10,32 +9,20 @@ from kubernetes import client
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
 from hrl_planner.kube.resources import ScaleTargetRef
+from hrl_planner.localcluster import demo_objects
 from hrl_planner.spec import ClusterSpec
-
-PATIENCE_S = 20.0
 
 
 def install_definitions(admin: client.ApiClient) -> None:
-    """Install both definitions and wait until the server serves them."""
+    """Install both definitions; the server must find nothing wrong with their schemas."""
+    demo_objects.install_definitions(admin)
     extensions = client.ApiextensionsV1Api(admin)
     for definition in definitions().values():
-        try:
-            extensions.create_custom_resource_definition(definition)
-        except client.ApiException as error:
-            if error.status != 409:
-                raise
-    deadline = time.monotonic() + PATIENCE_S
-    for definition in definitions().values():
-        while not _served(extensions, definition["metadata"]["name"]):
-            assert time.monotonic() < deadline, definition["metadata"]["name"]
-
-
-def _served(extensions: client.ApiextensionsV1Api, name: str) -> bool:
-    read = extensions.read_custom_resource_definition(name)
-    conditions = {c.type: c for c in read.status.conditions or []}
-    broken = conditions.get("NonStructuralSchema")
-    assert broken is None or broken.status == "False", broken
-    return "Established" in conditions and conditions["Established"].status == "True"
+        read = extensions.read_custom_resource_definition(definition["metadata"]["name"])
+        conditions = {c.type: c for c in read.status.conditions or []}
+        broken = conditions.get("NonStructuralSchema")
+        assert broken is None or broken.status == "False", broken
+        assert conditions["Established"].status == "True"
 
 
 def manifests(spec: ClusterSpec, namespace: str) -> list[dict[str, Any]]:
