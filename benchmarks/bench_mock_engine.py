@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,10 +22,11 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.router.processes import cpu_s
+
 PROFILE = "llama31_8b__h100_sxm__tp1__vllm"
 STREAMS = (64, 256)
 OSL = 512
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Reader(asyncio.Protocol):
@@ -50,12 +50,6 @@ class Reader(asyncio.Protocol):
         if b"[DONE]" in data:
             self._transport.close()
             self._ended.set_result(None)
-
-
-def _cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
 async def _load(port: int, streams: int) -> list[list[float]]:
@@ -89,17 +83,17 @@ def _run(streams: int, speed: float) -> dict[str, Any]:
             assert engine.stdout is not None
             port = json.loads(engine.stdout.readline())["port"]
             uvloop.run(_load(port, 4))  # connections, code paths
-            cpu_s, wall_s = _cpu_s(engine.pid), time.perf_counter()
+            used_s, wall_s = cpu_s(engine.pid), time.perf_counter()
             times = uvloop.run(_load(port, streams))
-            cpu_s, wall_s = _cpu_s(engine.pid) - cpu_s, time.perf_counter() - wall_s
+            used_s, wall_s = cpu_s(engine.pid) - used_s, time.perf_counter() - wall_s
         finally:
             engine.terminate()
     gaps = sorted(b - a for row in times for a, b in itertools.pairwise(row))
     step_s = _step_s(streams, speed)
     return {
         "tokens_per_s": round(streams * OSL / wall_s),
-        "cores": round(cpu_s / wall_s, 3),
-        "tokens_per_core_s": round(streams * OSL / cpu_s),
+        "cores": round(used_s / wall_s, 3),
+        "tokens_per_core_s": round(streams * OSL / used_s),
         "late_p50_ms": round(1e3 * (statistics.median(gaps) - step_s), 2),
         "late_p99_ms": round(1e3 * (gaps[int(0.99 * len(gaps))] - step_s), 2),
     }

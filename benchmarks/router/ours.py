@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.router import envoy_alone
 from benchmarks.router.loads import Shape, closed_loop, short_requests_rps
 from benchmarks.router.peers import Peer
-from benchmarks.router.picker import cpu_s
+from benchmarks.router.processes import cpu_s
 from benchmarks.router.spec import one_pool
 from benchmarks.router.upstream import MODEL
 from hrl_planner.router.local import local_router

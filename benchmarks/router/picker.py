@@ -22,12 +22,12 @@ from pathlib import Path
 import yaml
 
 from benchmarks.router.decision import wide_spec
+from benchmarks.router.processes import cpu_s
 from hrl_planner.router.local import LocalRouter, free_ports, local_router
 
 BODY_BYTES = 2048
 _SECONDS = 6
 _ROUNDS = 3
-_TICKS_PER_S = 100
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,6 @@ class Throughput:
     picker_rps_per_core: float
     envoy_rps_per_core: float
     p99_ms: float
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
+
+from hrl_planner.router.local import free_ports
 
 _STOP_S = 10.0
 _POLL_S = 0.1
@@ -78,7 +79,7 @@ class Stack(AbstractContextManager["Stack"]):
 
     def cpu_s(self) -> float:
         """Processor time of all processes so far, their threads included."""
-        return sum(_cpu_s(process.pid) for process in self._running.values())
+        return sum(cpu_s(process.pid) for process in self._running.values())
 
     def _last_words(self, name: str) -> str:
         text = (self._folder / f"{name}.log").read_text(errors="replace").strip()
@@ -105,10 +106,7 @@ class Stack(AbstractContextManager["Stack"]):
 
 def free_port() -> int:
     """A port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def _get(url: str, body: bytes | None = None) -> str:
@@ -122,7 +120,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """User and system time of a process from /proc, 0 once it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -15,7 +15,7 @@ import yaml
 
 from benchmarks.router.dynamo_path import CLASSES
 from benchmarks.router.loads import Measured, Shape, closed_loop
-from benchmarks.router.picker import cpu_s
+from benchmarks.router.processes import cpu_s
 from hrl_planner.mock_engine.cluster import MockCluster
 from hrl_planner.router.local import local_router
 from hrl_planner.spec import ClusterSpec

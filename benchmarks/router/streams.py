@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.router import envoy_alone, upstream
-from benchmarks.router.picker import cpu_s
+from benchmarks.router.processes import cpu_s
 from benchmarks.router.spec import one_pool
 from benchmarks.router.upstream import MODEL
 from hrl_planner.load import Closed, LoadOptions, LoadResult, Target, replay
