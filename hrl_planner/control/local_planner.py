@@ -1,28 +1,33 @@
 """The local planner of one pool: scales its target within the quota, and keeps the pool's book.
 
-Every round reads pool, target and pods, asks the policy how many replicas there should be, and
-takes the ledger's steps until nothing more may be written. What it saw and did it reports in the
-pool's status; `acknowledged` names the last quota its target keeps to.
+Every round looks at pool, target and pods, asks the policy how many replicas there should be if
+it is time to, and takes the ledger's steps until nothing more may be written. What it looks at
+first may be as old as a watch; what the ledger wants to know for certain is read from the API
+server. What it saw and did it reports in the pool's status; `acknowledged` names the last quota
+its target keeps to.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from hrl_planner.control.conditions import condition, event
 from hrl_planner.control.connector import Connector
-from hrl_planner.control.decide import Scaler
+from hrl_planner.control.decide import Scaler, decides_nothing
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pods import PodCounts
 from hrl_planner.control.targets import TargetState
+from hrl_planner.control.watched import Reader
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import reservation_of
 from hrl_planner.kube.resources import ServingGroup, WorkerPool
 from hrl_planner.ledger import (
     Idle,
     PoolView,
+    ReadFresh,
     Reservation,
     Step,
     WriteReservation,
@@ -32,7 +37,8 @@ from hrl_planner.ledger import (
 from hrl_planner.ledger.replicas import MISSING
 
 SETTLE_S = 30.0
-_MOST_STEPS = 8  # of one round: settle a claim, count, lower, claim, scale, and conflicts
+# Of one round: settle a claim, count, lower, claim, scale, each perhaps after reading afresh.
+_MOST_STEPS = 12
 COMPONENT = "hrl-planner-local"
 
 
@@ -47,12 +53,21 @@ class LocalRound:
     error: str = ""
 
 
+class _Wants(NamedTuple):
+    """Replicas the policy would have, why, and what kept it from deciding."""
+
+    wanted: int | None = None
+    reason: str = ""
+    error: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     pool: WorkerPool
     target: TargetState
     pods: PodCounts
     settled: bool
+    fresh: bool
 
 
 class LocalPlanner:
@@ -63,6 +78,7 @@ class LocalPlanner:
         name: of the pool.
         metrics: what is known of the traffic.
         clock: seconds, monotonic.
+        look: where to look first; absent: at the API server itself.
         settle_s: how long a target must be unchanged before its pods are all there will be.
         dry_run: write nothing.
     """
@@ -74,6 +90,7 @@ class LocalPlanner:
         metrics: PoolMetrics,
         clock: Callable[[], float],
         *,
+        look: Reader | None = None,
         settle_s: float = SETTLE_S,
         dry_run: bool = False,
     ) -> None:
@@ -81,11 +98,14 @@ class LocalPlanner:
         self.name = name
         self.interval_s = 10.0
         self._connector = connector
+        self._look_at = look or connector
         self._scaler = Scaler(metrics)
         self._clock = clock
         self._settle_s = settle_s
         self._dry_run = dry_run
         self._unchanged = ("", clock())  # version of the target's spec, and since when
+        self._wants = _Wants()
+        self._next_s = -math.inf  # of a decision
 
     def round(self) -> LocalRound:
         """Look once, decide, write what is allowed.
@@ -93,23 +113,27 @@ class LocalPlanner:
         Raises:
             KubeError: if the API server refuses or does not know the pool.
         """
-        pool = self._connector.pool(self.name)
-        group = self._connector.group(pool.spec.group)
+        pool = self._look_at.pool(self.name)
+        group = self._look_at.group(pool.spec.group)
         self.interval_s = group.spec.intervals.local_s
-        pools = self._connector.pools().pools
-        wanted, reason, error = self._want(group, pools)
+        pools = self._look_at.pools().pools
+        self._decide(group, pools)
+        wanted, reason, error = self._wants
         rival = _older_claimant(pool, pools)
         active = group.spec.policy.mode == "active" and rival is None
         written: list[str] = []
         step: Step = Idle()
-        seen = self._look()
+        seen = self._look(pool, self._look_at, fresh=False)
         for _ in range(_MOST_STEPS):
             step = self._step(seen, wanted, active=active)
+            if isinstance(step, ReadFresh):
+                seen = self._look(seen.pool, self._connector, fresh=True)
+                continue
             done = None if self._dry_run else self._write(seen, step)
             if done is None:
                 break
-            written.append(done)
-            seen = self._look()
+            words, seen = done
+            written.append(words)
         waits = step.waits if isinstance(step, Idle) else ""
         if rival is not None:
             waits = f"workerpool {rival} scales the same target, and is older"
@@ -119,36 +143,39 @@ class LocalPlanner:
             written.append(f"would write {step}")
         return LocalRound(wanted, reason, waits, tuple(written), error)
 
-    def _want(
-        self, group: ServingGroup, pools: Sequence[WorkerPool]
-    ) -> tuple[int | None, str, str]:
+    def _decide(self, group: ServingGroup, pools: Sequence[WorkerPool]) -> None:
+        """Ask the policy if it is time to; a round in between carries out what was decided."""
         of_group = [pool for pool in pools if pool.spec.group == group.metadata.name]
         mine = next((pool for pool in of_group if pool.name == self.name), None)
         # What a policy makes of numbers that are not there yet could be carried out as soon as the
         # quota comes, in this very round.
         if mine is not None and mine.spec.quota is None:
-            return None, "no quota yet", ""
+            self._wants = _Wants(reason="no quota yet")
+            return
         if mine is not None and mine.status.desired is None:
-            return None, "replicas not reported yet", ""
+            self._wants = _Wants(reason="replicas not reported yet")
+            return
+        now_s = self._clock()
+        if now_s < self._next_s and not decides_nothing(group):
+            return
+        self._next_s = now_s + self.interval_s
         try:
-            wanted, reason = self._scaler.want(group, of_group, self.name, self._clock())
+            self._wants = _Wants(*self._scaler.want(group, of_group, self.name, now_s))
         except HrlPlannerError as error:
-            return None, "holds", str(error)
-        return wanted, reason, ""
+            self._wants = _Wants(None, "holds", str(error))
 
-    def _look(self) -> _Seen:
-        """Read the book first, then what it is about."""
-        pool = self._connector.pool(self.name)
-        target = self._connector.targets.read(pool.spec.scale_target_ref)
+    def _look(self, pool: WorkerPool, at: Reader, *, fresh: bool) -> _Seen:
+        """Look at what the book, read before, is about."""
+        target = at.target(pool.spec.scale_target_ref)
         labels = pool.spec.pod_selector
         selector = ",".join(f"{key}={value}" for key, value in labels.items()) or target.selector
-        pods = self._connector.pods(selector)
+        pods = at.pods(selector)
         now_s = self._clock()
         if target.target.spec_version != self._unchanged[0]:
             self._unchanged = (target.target.spec_version, now_s)
         caught_up = target.observed == target.target.replicas
         settled = caught_up and now_s - self._unchanged[1] >= self._settle_s
-        return _Seen(pool, target, pods, settled)
+        return _Seen(pool, target, pods, settled, fresh)
 
     def _step(self, seen: _Seen, wanted: int | None, *, active: bool) -> Step:
         pool, target = seen.pool, seen.target.target
@@ -161,24 +188,29 @@ class LocalPlanner:
             target=target,
             pods=seen.pods.ledger,
             settled=seen.settled,
-            fresh=True,
+            fresh=seen.fresh,
         )
         return next_step(view, target.replicas if wanted is None else wanted)
 
-    def _write(self, seen: _Seen, step: Step) -> str | None:
-        """Carry out a step; None if there is none, or if somebody else was faster."""
+    def _write(self, seen: _Seen, step: Step) -> tuple[str, _Seen] | None:
+        """Carry out a step, and say in words what was done, and how things are then.
+
+        None if there is nothing to write, or if somebody else was faster.
+        """
         ref = seen.pool.spec.scale_target_ref
         if isinstance(step, WriteTarget):
             words = f"{ref.kind} {ref.name}: {seen.target.target.replicas} -> {step.replicas}"
             if not self._connector.targets.scale(ref, step.replicas, step.version):
                 return None
             self._tell(seen.pool, "Scaled", words)
-            return words
+            return words, self._look(seen.pool, self._connector, fresh=True)
         if isinstance(step, WriteReservation):
-            status = _book(step.reservation)
-            if not self._connector.write_pool_status(seen.pool, status):
+            pool = self._connector.write_pool_status(seen.pool, _book(step.reservation))
+            if pool is None:
                 return None
-            return f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
+            words = f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
+            # Target and pods were read before this book: not fresh beside it.
+            return words, replace(seen, pool=pool, fresh=False)
         return None
 
     def _report(self, seen: _Seen, wanted: int | None, reason: str, waits: str, error: str) -> None:
