@@ -41,11 +41,14 @@ class Connector:
         namespace: where group, pools and targets are.
 
     Attributes:
+        api: the client, for what is no read or write of a planner.
+        namespace: as given.
         targets: the scale targets of the namespace.
     """
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         """See the class."""
+        self.api = api
         self.namespace = namespace
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
@@ -61,19 +64,17 @@ class Connector:
         """
         return parsed_group(self._get(GROUPS, name))
 
+    def groups(self) -> list[str]:
+        """Return the names of the groups of the namespace."""
+        return sorted(item["metadata"]["name"] for item in self._list(GROUPS))
+
     def pool(self, name: str) -> WorkerPool:
         """Return a worker pool; errors as for a group."""
         return parsed_pool(self._get(POOLS, name))
 
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
-        listed = asked(
-            "list workerpools",
-            lambda: self._objects.list_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, POOLS, _request_timeout=REQUEST_TIMEOUT_S
-            ),
-        )
-        items = [i for i in listed["items"] if group is None or _group_of(i) == group]
+        items = [i for i in self._list(POOLS) if group is None or _group_of(i) == group]
         return pool_list({item["metadata"]["name"]: pool_or_error(item) for item in items}, group)
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
@@ -141,6 +142,16 @@ class Connector:
                 GROUP, VERSION, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT_S
             ),
         )
+
+    def _list(self, plural: str) -> list[Any]:
+        listed = asked(
+            f"list {plural}",
+            lambda: self._objects.list_namespaced_custom_object(
+                GROUP, VERSION, self.namespace, plural, _request_timeout=REQUEST_TIMEOUT_S
+            ),
+        )
+        items: list[Any] = listed["items"]
+        return items
 
     def _patch(self, plural: str, name: str, body: dict[str, Any]) -> Any:
         return accepted(
