@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from hrl_planner.control import Connector
     from hrl_planner.control.metrics import PoolMetrics
-    from hrl_planner.control.run import Key, Planner
-    from hrl_planner.control.watched import Reader
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,11 +141,14 @@ def _plan(
     how: _How,
 ) -> None:
     """Make the planners asked for (no list of pools: all of the groups) and run them."""
+    import logging
+    import signal
     import sys
 
     from hrl_planner.control import Connector
-    from hrl_planner.control.fleet import GLOBAL, LOCAL, wanted
+    from hrl_planner.control.fleet import GLOBAL, LOCAL, Planners, wanted
     from hrl_planner.control.run import Key, write_decision
+    from hrl_planner.control.serve import Service
     from hrl_planner.kube.access import blocking_client, own_namespace
 
     connector = Connector(blocking_client(kubeconfig), namespace or own_namespace())
@@ -156,30 +156,19 @@ def _plan(
     if pools is not None:
         keys = [Key(LOCAL, name) for name in pools] + [Key(GLOBAL, name) for name in groups]
     with _metrics(kubeconfig, connector.namespace, how) as metrics:
-        if not how.one_round:
-            _serve(connector, kubeconfig, groups, keys, metrics, how)
+        planners = Planners(connector, metrics, settle_s=how.settle_s, dry_run=how.dry_run)
+        if how.one_round:
+            if keys is None:
+                keys = wanted(connector.groups(), connector.pools().pools, groups)
+            for key in keys:
+                done = planners.make(key, connector).round()
+                write_decision(sys.stdout, key.level, key.name, done)
             return
-        if keys is None:
-            keys = wanted(connector.groups(), connector.pools().pools, groups)
-        for key in keys:
-            planner = _made(key, connector, connector, metrics, how)
-            write_decision(sys.stdout, key.level, key.name, planner.round())
-
-
-def _made(key: Key, connector: Connector, look: Reader, metrics: PoolMetrics, how: _How) -> Planner:
-    import time
-
-    from hrl_planner.control import GlobalPlanner, LocalPlanner
-    from hrl_planner.control.fleet import GLOBAL
-
-    if key.level == GLOBAL:
-        return GlobalPlanner(
-            connector, key.name, metrics, time.monotonic, look=look, dry_run=how.dry_run
-        )
-    return LocalPlanner(
-        connector, key.name, metrics, time.monotonic,
-        look=look, settle_s=how.settle_s, dry_run=how.dry_run,
-    )  # fmt: skip
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        service = Service(connector, planners, kubeconfig, keys, groups)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop())
+        service.run(sys.stdout, how.health_port)
 
 
 @contextmanager
@@ -204,55 +193,3 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
         yield found
     finally:
         found.close()
-
-
-def _serve(
-    connector: Connector,
-    kubeconfig: Path | None,
-    groups: list[str],
-    keys: list[Key] | None,
-    metrics: PoolMetrics,
-    how: _How,
-) -> None:
-    """Run planners until a signal: those of the keys, or (no keys) of the groups there are."""
-    import logging
-    import os
-    import signal
-    import socket
-    import sys
-    import time
-    from functools import partial
-
-    from hrl_planner.control.election import EachItsOwn, Elector, OneHeartbeat
-    from hrl_planner.control.fleet import Fleet
-    from hrl_planner.control.health import Health
-    from hrl_planner.control.lease import Leases
-    from hrl_planner.control.mirrors import Mirrors
-    from hrl_planner.control.run import Key, Runner
-    from hrl_planner.control.watched import Watched
-    from hrl_planner.kube.access import find_configuration
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    holder = f"{socket.gethostname()}-{os.getpid()}"
-    leases = Leases(connector.api, connector.namespace, holder, time.monotonic)
-    with Mirrors(partial(find_configuration, kubeconfig)) as mirrors:
-        watched = Watched(
-            connector,
-            mirrors,
-            whole=keys is None,
-            wake=lambda level, name: runner.wake(level, name),
-        )
-
-        def make(level: str, name: str) -> Planner:
-            return _made(Key(level, name), connector, watched, metrics, how)
-
-        with Elector(OneHeartbeat(leases) if keys is None else EachItsOwn(leases)) as elector:
-            if keys is None:
-                runner = Runner(Fleet(watched, make, groups).planners, elector, sys.stdout)
-            else:
-                planners = {key: make(*key) for key in keys}
-                runner = Runner(lambda: planners, elector, sys.stdout)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: runner.stop())
-            with Health(how.health_port, runner.alive, runner.ready):
-                runner.run()

@@ -89,7 +89,6 @@ class Runner:
     Args:
         planners: the planners there should be now; those that are not named any more end.
         election: says which of them may act.
-        log: where decisions go, a JSON object a line.
         clock: seconds, monotonic.
     """
 
@@ -97,13 +96,11 @@ class Runner:
         self,
         planners: Callable[[], Mapping[Key, Planner]],
         election: Election,
-        log: TextIO,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """See the class."""
         self._planners = planners
         self._election = election
-        self._log = log
         self._clock = clock
         self._tasks: dict[Key, _Task] = {}
         self._stopped = False
@@ -114,10 +111,10 @@ class Runner:
         """End after the rounds that run; may be called from a signal handler."""
         self._stopped = True
 
-    def wake(self, level: str, name: str) -> None:
+    def wake(self, key: Key) -> None:
         """Make a round of a planner soon; may be called from any thread."""
         with self._changed:
-            task = self._tasks.get(Key(level, name))
+            task = self._tasks.get(key)
             if task is not None and not task.woken:
                 task.woken = True
                 self._changed.notify()
@@ -130,8 +127,12 @@ class Runner:
         """Say whether the API server has answered; a planner that waits for its turn is ready."""
         return self._election.answered
 
-    def run(self) -> None:
-        """Run until stopped."""
+    def run(self, log: TextIO) -> None:
+        """Run until stopped.
+
+        Args:
+            log: where decisions go, a JSON object a line.
+        """
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="round") as threads:
             refreshed_s = -math.inf
             while not self._stopped:
@@ -142,7 +143,7 @@ class Runner:
                 with self._changed:
                     for key, task in self._due():
                         task.running, task.woken = True, False
-                        threads.submit(self._round, key, task)
+                        threads.submit(self._round, key, task, log)
                     self._changed.wait(self._pause_s())
 
     def _due(self) -> list[tuple[Key, _Task]]:
@@ -174,14 +175,15 @@ class Runner:
                     self._tasks[key] = _Task(planner)
         self._election.want([key.lease for key in planners])
 
-    def _round(self, key: Key, task: _Task) -> None:
+    def _round(self, key: Key, task: _Task, log: TextIO) -> None:
         began_s = self._clock()
         try:
             if self._stopped or not self._election.leads(key.lease):
                 return  # it waited too long for its turn
             done = task.planner.round()
             task.complaint = ""
-            self._write(key, done)
+            with self._changed:
+                write_decision(log, key.level, key.name, done)
         except (HrlPlannerError, HTTPError) as error:
             level = logging.DEBUG if str(error) == task.complaint else logging.WARNING
             task.complaint = str(error)
@@ -194,10 +196,6 @@ class Runner:
                 if began_s >= task.next_s:
                     task.next_s = task.last_s + task.planner.interval_s
                 self._changed.notify()
-
-    def _write(self, key: Key, done: Any) -> None:
-        with self._changed:
-            write_decision(self._log, key.level, key.name, done)
 
 
 def write_decision(log: TextIO, level: str, name: str, done: Any) -> None:
