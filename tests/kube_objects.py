@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from kubernetes import client
+from kubernetes.dynamic import DynamicClient
 
 from hrl_planner.control.mirrors import Mirrors
 from hrl_planner.kube.access import find_configuration
@@ -47,3 +48,11 @@ def create_objects(
     api.create_namespaced_custom_object(GROUP, VERSION, namespace, GROUPS, group)
     for pool in pools:
         api.create_namespaced_custom_object(GROUP, VERSION, namespace, POOLS, pool)
+
+
+def create_all(admin: client.ApiClient, objects: list[dict[str, Any]]) -> None:
+    """Create objects of any kind."""
+    dynamic = DynamicClient(admin)
+    for body in objects:
+        resource = dynamic.resources.get(api_version=body["apiVersion"], kind=body["kind"])
+        resource.create(body=body, namespace=body["metadata"]["namespace"])
