@@ -8,30 +8,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-client = pytest.importorskip("kubernetes").client
+pytest.importorskip("kubernetes")
 
-from hrl_planner.control.pods import PodCounts, count_pods  # noqa: E402
+from hrl_planner.control.pods import Pod, PodCounts, count_pods, pod_of
 
 LWS, GROVE = "leaderworkerset.sigs.k8s.io", "grove.io"
 STATES = ("ready", "starting", "draining", "ended")
 
 
-def pod(state: str, labels: dict[str, str] | None = None, size: int | None = None) -> Any:
-    condition = client.V1PodCondition(type="Ready", status="True" if state == "ready" else "False")
-    return client.V1Pod(
-        metadata=client.V1ObjectMeta(
-            labels=labels,
-            annotations=None if size is None else {f"{LWS}/size": str(size)},
-            deletion_timestamp="2026-01-01T00:00:00Z" if state == "draining" else None,
-        ),
-        status=client.V1PodStatus(
-            phase="Failed" if state == "ended" else "Running", conditions=[condition]
-        ),
-    )
+def pod(state: str, labels: dict[str, str] | None = None, size: int | None = None) -> Pod | None:
+    """A pod as the API server describes it, and as planners keep it."""
+    metadata: dict[str, Any] = {"name": "it", "labels": labels or {}}
+    if size is not None:
+        metadata["annotations"] = {f"{LWS}/size": str(size)}
+    if state == "draining":
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    ready = {"type": "Ready", "status": "True" if state == "ready" else "False"}
+    phase = "Failed" if state == "ended" else "Running"
+    return pod_of({"metadata": metadata, "status": {"phase": phase, "conditions": [ready]}})
 
 
-def lws(state: str, group: int, worker: int, size: int = 2) -> Any:
-    labels = {"name": "it", "group-index": str(group), "worker-index": str(worker)}
+def lws(state: str, group: int, worker: int, size: int = 2, name: str = "it") -> Any:
+    labels = {"name": name, "group-index": str(group), "worker-index": str(worker)}
     return pod(state, {f"{LWS}/{key}": value for key, value in labels.items()}, size)
 
 
@@ -79,9 +77,7 @@ def test_a_place_taken_twice_holds_gpus_twice() -> None:
 def test_groups_of_one_index_in_two_sets_are_two() -> None:
     """Dynamo makes a LeaderWorkerSet for every replica of a component that spans nodes."""
     first = [lws("ready", 0, worker) for worker in range(2)]
-    second = [lws("ready", 0, worker) for worker in range(2)]
-    for other in second:
-        other.metadata.labels[f"{LWS}/name"] = "it-1"
+    second = [lws("ready", 0, worker, name="it-1") for worker in range(2)]
     assert count_pods([*first, *second]) == PodCounts(ready=2)
 
 
@@ -98,4 +94,4 @@ def test_groups_of_one_index_in_two_sets_are_two() -> None:
 def test_pods_that_nothing_tells_apart_make_replicas_by_their_number(
     states: list[str], counts: PodCounts
 ) -> None:
-    assert count_pods(map(pod, states), pods_per_replica=2) == counts
+    assert count_pods(map(pod, states), per_replica=2) == counts

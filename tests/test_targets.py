@@ -11,8 +11,8 @@ pytest.importorskip("kubernetes")
 
 from kubernetes import client
 
-from hrl_planner.control import dynamo
-from hrl_planner.control.pods import PodCounts, count_pods
+from hrl_planner.control import Connector, dynamo
+from hrl_planner.control.pods import PodCounts
 from hrl_planner.control.requests import DeniedError
 from hrl_planner.control.targets import TargetError, Targets, identity
 from hrl_planner.kube.resources import ScaleTargetRef
@@ -151,8 +151,7 @@ def test_replicas_of_a_stateful_set_are_counted_from_its_pods(
     wait_for_pods(core, namespace, lambda pods: len(pods) == 3)
     while (state := targets.read(ref)).observed != 3:
         pass
-    pods = core.list_namespaced_pod(namespace, label_selector=state.selector).items
-    assert count_pods(pods) == PodCounts(starting=3)
+    assert Connector(admin, namespace).pods(state.selector) == PodCounts(starting=3)
 
 
 def test_workers_of_a_leader_worker_set_are_found_although_its_scale_names_leaders_alone(
@@ -173,7 +172,7 @@ def test_workers_of_a_leader_worker_set_are_found_although_its_scale_names_leade
             core.create_namespaced_pod(namespace, body)
 
     def counts() -> PodCounts:
-        return count_pods(core.list_namespaced_pod(namespace, label_selector=state.selector).items)
+        return Connector(admin, namespace).pods(state.selector)
 
     try:
         assert counts() == PodCounts(starting=2)

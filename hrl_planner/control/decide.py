@@ -98,7 +98,7 @@ class Scaler:
     ) -> tuple[int, str]:
         """Return the replicas a pool should have, and why; errors as for `Allocator.plan`."""
         pool = next(pool for pool in listed.pools if pool.name == name)
-        if group.spec.policy.scaler == QUOTA and group.spec.policy.checkpoint is None:
+        if decides_nothing(group):
             return pool.spec.quota or 0, "all of the quota"
         fit, left_out = plannable(group, listed)
         if name in left_out:
@@ -107,6 +107,11 @@ class Scaler:
         policy = self._policy.of(spec, group.spec.policy, "scaler")
         plan = policy.decide(observe(spec, fit, self._metrics, now_s))
         return int(plan.replicas[spec.pool_index(name)]), plan.reason
+
+
+def decides_nothing(group: ServingGroup) -> bool:
+    """Say whether pools take all they may have, so that a new quota needs no decision."""
+    return group.spec.policy.scaler == QUOTA and group.spec.policy.checkpoint is None
 
 
 class _Kept:

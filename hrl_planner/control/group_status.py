@@ -59,7 +59,9 @@ def conditions_of(
         made.append(condition(before, "Planned", *planned))
     kinds = {c["type"] for c in made}
     kept = [c for c in before if c.type not in kinds]
-    return [*made, *(c.model_dump(by_alias=True, exclude_none=True) for c in kept)]
+    # As the status is read back, so that an unchanged one is recognised.
+    told = [{**c, "observedGeneration": None} for c in made]
+    return [*told, *(c.model_dump(by_alias=True) for c in kept)]
 
 
 def _within_budget(group: ServingGroup, listed: PoolList) -> tuple[bool, str, str]:

@@ -1,26 +1,29 @@
 """The local planner of one pool: scales its target within the quota, and keeps the pool's book.
 
-Every round reads pool, target and pods, asks the policy how many replicas there should be, and
-takes the ledger's steps until nothing more may be written. What it saw and did it reports in the
-pool's status; `acknowledged` names the last quota its target keeps to.
+Every round looks at pool, target and pods, asks the policy how many replicas there should be if
+it is time to, and takes the ledger's steps until nothing more may be written. What it looks at
+first may be as old as a watch; what the ledger wants to know for certain is read from the API
+server. What it saw and did it reports in the pool's status; `acknowledged` names the last quota
+its target keeps to.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from hrl_planner.control.conditions import reason_of
 from hrl_planner.control.connector import Connector, UnreadableError
-from hrl_planner.control.decide import Scaler
+from hrl_planner.control.decide import Scaler, decides_nothing
 from hrl_planner.control.local_status import Seen, Trouble, book_of, conditions_of, numbers_of
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.control.requests import DeniedError, NotFoundError
 from hrl_planner.control.targets import TargetError, TargetState
 from hrl_planner.control.telling import Telling
+from hrl_planner.control.watched import Reader
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import reservation_of
 from hrl_planner.kube.resources import ServingGroup, WorkerPool
@@ -34,10 +37,9 @@ from hrl_planner.ledger import (
     next_step,
 )
 
-_log = logging.getLogger(__name__)
-
 SETTLE_S = 30.0
-_MOST_STEPS = 8  # of one round: settle a claim, count, lower, claim, scale, and conflicts
+# Of one round: settle a claim, count, lower, claim, scale, each perhaps after reading afresh.
+_MOST_STEPS = 12
 COMPONENT = "hrl-planner-local"
 
 
@@ -52,6 +54,14 @@ class LocalRound:
     error: str = ""
 
 
+class _Wants(NamedTuple):
+    """Replicas the policy would have, why, and what kept it from deciding."""
+
+    wanted: int | None = None
+    reason: str = ""
+    trouble: Trouble | None = None
+
+
 class LocalPlanner:
     """See the module.
 
@@ -60,6 +70,7 @@ class LocalPlanner:
         name: of the pool.
         metrics: what is known of the traffic.
         clock: seconds, monotonic.
+        look: where to look first; absent: at the API server itself.
         settle_s: how long a target must be unchanged before its pods are all there will be.
         dry_run: write nothing.
     """
@@ -71,6 +82,7 @@ class LocalPlanner:
         metrics: PoolMetrics,
         clock: Callable[[], float],
         *,
+        look: Reader | None = None,
         settle_s: float = SETTLE_S,
         dry_run: bool = False,
     ) -> None:
@@ -78,12 +90,15 @@ class LocalPlanner:
         self.name = name
         self.interval_s = 10.0
         self._connector = connector
+        self._look_at = look or connector
         self._scaler = Scaler(metrics)
         self._clock = clock
         self._settle_s = settle_s
         self._dry_run = dry_run
         self._unchanged = ("", clock())  # what is asked of the target, and since when
         self._telling = Telling(connector, "WorkerPool", COMPONENT)
+        self._wants = _Wants()
+        self._next_s = -math.inf  # of a decision
 
     def round(self) -> LocalRound:
         """Look once, decide, write what is allowed.
@@ -92,41 +107,69 @@ class LocalPlanner:
             KubeError: if the API server refuses or does not know the pool.
         """
         try:
-            pool = self._connector.pool(self.name)
+            pool = self._look_at.pool(self.name)
         except UnreadableError as error:
             if not self._dry_run:
                 self._telling.unreadable(error, "Decided")
             raise
-        listed = self._connector.pools()
-        group, trouble = self._group(pool)
-        wanted, reason = None, "holds"
-        if group is not None:
-            self.interval_s = group.spec.intervals.local_s
-            wanted, reason, trouble = self._want(group, listed)
+        listed = self._look_at.pools()
+        active = self._decide(pool, listed)
         rival = listed.taken.get(pool.name)
-        active = group is not None and group.spec.policy.mode == "active" and rival is None
-        troubles = [trouble] if trouble is not None else []
+        troubles = [self._wants.trouble]
         if rival is not None:
             message = f"workerpool {rival} scales the same target, and is older"
             troubles.append(Trouble("Unhindered", "TargetTaken", message))
-        seen, step, written, denied = self._act(wanted, active=active)
-        troubles += [t for t in (seen.trouble, denied) if t is not None]
+        seen, step, written, denied = self._act(pool, active=active and rival is None)
+        troubles += [seen.trouble, denied]
+        told = [trouble for trouble in troubles if trouble is not None]
         waits = step.waits if isinstance(step, Idle) else ""
-        if rival is not None or denied is not None:
-            waits = troubles[-1].message
-        if self._dry_run:
-            if not isinstance(step, Idle):
-                written.append(f"would write {step}")
-        else:
-            self._report(seen, wanted, reason, waits, troubles)
-        return LocalRound(
-            wanted, reason, waits, tuple(written), "; ".join(t.message for t in troubles)
-        )
+        if told and told[-1].kind == "Unhindered":
+            waits = told[-1].message
+        if not self._dry_run:
+            self._report(seen, waits, told)
+        elif not isinstance(step, Idle):
+            written.append(f"would write {step}")
+        wanted, reason, _ = self._wants
+        wrong = "; ".join(trouble.message for trouble in told)
+        return LocalRound(wanted, reason, waits, tuple(written), wrong)
+
+    def _decide(self, pool: WorkerPool, everything: PoolList) -> bool:
+        """Ask the policy if it is time to, and say whether what it decides is carried out.
+
+        A round in between carries out what was decided before.
+        """
+        group, trouble = self._group(pool)
+        if group is None:
+            self._wants = _Wants(None, "holds", trouble)
+            return False
+        self.interval_s = group.spec.intervals.local_s
+        active = group.spec.policy.mode == "active"
+        of_group = tuple(p for p in everything.pools if p.spec.group == group.metadata.name)
+        mine = next((p for p in of_group if p.name == self.name), None)
+        # What a policy makes of numbers that are not there yet could be carried out as soon as the
+        # quota comes, in this very round.
+        if mine is not None and mine.spec.quota is None:
+            self._wants = _Wants(reason="no quota yet")
+            return active
+        if mine is not None and mine.status.desired is None:
+            self._wants = _Wants(reason="replicas not reported yet")
+            return active
+        now_s = self._clock()
+        if now_s < self._next_s and not decides_nothing(group):
+            return active
+        self._next_s = now_s + self.interval_s
+        listed = PoolList(of_group, taken=everything.taken)
+        try:
+            self._wants = _Wants(*self._scaler.want(group, listed, self.name, now_s))
+        except HrlPlannerError as error:
+            holds = Trouble("Decided", reason_of(error, "Holds"), str(error))
+            self._wants = _Wants(None, "holds", holds)
+        return active
 
     def _group(self, pool: WorkerPool) -> tuple[ServingGroup | None, Trouble | None]:
         """Return the pool's group; without one nobody says how to plan, and nothing is scaled."""
         try:
-            return self._connector.group(pool.spec.group), None
+            return self._look_at.group(pool.spec.group), None
         except NotFoundError:
             message = f"servinggroup {pool.spec.group} does not exist"
             return None, Trouble("Decided", "NoGroup", message)
@@ -135,50 +178,35 @@ class LocalPlanner:
         except DeniedError as error:
             return None, Trouble("Decided", "Denied", str(error))
 
-    def _want(
-        self, group: ServingGroup, everything: PoolList
-    ) -> tuple[int | None, str, Trouble | None]:
-        of_group = tuple(p for p in everything.pools if p.spec.group == group.metadata.name)
-        mine = next((pool for pool in of_group if pool.name == self.name), None)
-        # What a policy makes of numbers that are not there yet could be carried out as soon as the
-        # quota comes, in this very round.
-        if mine is not None and mine.spec.quota is None:
-            return None, "no quota yet", None
-        if mine is not None and mine.status.desired is None:
-            return None, "replicas not reported yet", None
-        listed = PoolList(of_group, taken=everything.taken)
-        try:
-            wanted, reason = self._scaler.want(group, listed, self.name, self._clock())
-        except HrlPlannerError as error:
-            return None, "holds", Trouble("Decided", reason_of(error, "Holds"), str(error))
-        return wanted, reason, None
-
     def _act(
-        self, wanted: int | None, *, active: bool
+        self, pool: WorkerPool, *, active: bool
     ) -> tuple[Seen, Step, list[str], Trouble | None]:
         """Take the ledger's steps until nothing more may be written."""
         written: list[str] = []
         step: Step = Idle()
-        seen = self._look()
+        seen = self._look(pool, self._look_at, fresh=False)
         for _ in range(_MOST_STEPS):
-            step = Idle() if seen.trouble else self._step(seen, wanted, active=active)
-            if self._dry_run or isinstance(step, Idle | ReadFresh):
+            step = Idle() if seen.trouble else self._step(seen, active=active)
+            if isinstance(step, ReadFresh):
+                seen = self._look(seen.pool, self._connector, fresh=True)
+                continue
+            if self._dry_run or isinstance(step, Idle):
                 break
             try:
                 done = self._write(seen, step)
             except DeniedError as error:
                 return seen, step, written, Trouble("Unhindered", "Denied", str(error))
-            if done is not None:
-                written.append(done)
-            # If somebody else was faster, the next look shows what is there now.
-            seen = self._look()
+            if done is None:  # somebody else was faster: what is there now?
+                seen = self._look(self._connector.pool(self.name), self._connector, fresh=True)
+                continue
+            words, seen = done
+            written.append(words)
         return seen, step, written, None
 
-    def _look(self) -> Seen:
-        """Read the book first, then what it is about."""
-        pool = self._connector.pool(self.name)
+    def _look(self, pool: WorkerPool, at: Reader, *, fresh: bool) -> Seen:
+        """Look at what the book, read before, is about."""
         try:
-            target = self._connector.targets.read(pool.spec.scale_target_ref)
+            target = at.target(pool.spec.scale_target_ref)
         except TargetError as error:
             return Seen(pool, trouble=Trouble("TargetFound", error.reason, str(error)))
         labels = pool.spec.pod_selector
@@ -186,10 +214,10 @@ class LocalPlanner:
         # Pods of a target that is gone still hold GPUs until they are.
         selector = selector or target.selector or pool.status.selector
         try:
-            pods = self._connector.pods(selector, pool.spec.pods_per_replica)
+            pods = at.pods(selector, pool.spec.pods_per_replica)
         except DeniedError as error:
             return Seen(pool, target, trouble=Trouble("PodsCounted", "Denied", str(error)))
-        return Seen(pool, target, pods, self._settled(target, pool), selector)
+        return Seen(pool, target, pods, self._settled(target, pool), fresh, selector)
 
     def _settled(self, target: TargetState, pool: WorkerPool) -> bool:
         """Say whether the target has been unchanged for longer than its controller lags."""
@@ -204,7 +232,7 @@ class LocalPlanner:
         caught_up = target.observed == target.target.replicas
         return caught_up and now_s - self._unchanged[1] >= self._settle_s
 
-    def _step(self, seen: Seen, wanted: int | None, *, active: bool) -> Step:
+    def _step(self, seen: Seen, *, active: bool) -> Step:
         pool, target = seen.pool, seen.target.target
         leaving = pool.metadata.deletion_timestamp is not None
         quota = 0 if leaving else pool.spec.quota
@@ -215,43 +243,43 @@ class LocalPlanner:
             target=target,
             pods=seen.pods.ledger,
             settled=seen.settled,
-            fresh=True,
+            fresh=seen.fresh,
         )
+        wanted = self._wants.wanted
         return next_step(view, target.replicas if wanted is None else wanted)
 
-    def _write(self, seen: Seen, step: Step) -> str | None:
-        """Carry out a step; None if there is none, or if somebody else was faster."""
+    def _write(self, seen: Seen, step: Step) -> tuple[str, Seen] | None:
+        """Carry out a step, and say in words what was done, and how things are then.
+
+        None if there is nothing to write, or if somebody else was faster.
+        """
         ref = seen.pool.spec.scale_target_ref
         if isinstance(step, WriteTarget):
             words = f"{ref.kind} {ref.name}: {seen.target.target.replicas} -> {step.replicas}"
             if not self._connector.targets.scale(ref, step.replicas, step.version):
                 return None
             self._telling.tell(seen.pool.metadata, "Scaled", words)
-            return words
+            return words, self._look(seen.pool, self._connector, fresh=True)
         if isinstance(step, WriteReservation):
-            status = book_of(step.reservation)
-            if not self._connector.write_pool_status(seen.pool, status):
+            pool = self._connector.write_pool_status(seen.pool, book_of(step.reservation))
+            if pool is None:
                 return None
-            return f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
+            words = f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
+            # Target and pods were read before this book: not fresh beside it.
+            return words, replace(seen, pool=pool, fresh=False)
         return None
 
-    def _report(
-        self,
-        seen: Seen,
-        wanted: int | None,
-        reason: str,
-        waits: str,
-        troubles: Sequence[Trouble],
-    ) -> None:
-        pool, before = seen.pool, seen.pool.status.conditions
+    def _report(self, seen: Seen, waits: str, troubles: Sequence[Trouble]) -> None:
+        """Bring the pool's status up to date, and tell what changed."""
+        pool = seen.pool
         conditions = conditions_of(seen, waits, troubles)
         status: dict[str, Any] = {
             "observedGeneration": pool.metadata.generation,
-            "reason": waits or reason,
+            "reason": waits or self._wants.reason,
             "conditions": conditions,
         }
         if seen.trouble is None:
-            status |= numbers_of(seen, wanted)
+            status |= numbers_of(seen, self._wants.wanted)
         now = pool.status.model_dump(mode="json", by_alias=True)
         if all(now.get(name) == value for name, value in status.items()):
             return
@@ -260,5 +288,5 @@ class LocalPlanner:
         except DeniedError as error:
             self._telling.denied(pool.metadata, str(error))
             raise
-        if written:
-            self._telling.conditions(pool.metadata, before, conditions)
+        if written is not None:
+            self._telling.conditions(pool.metadata, pool.status.conditions, conditions)

@@ -33,6 +33,7 @@ class Seen:
     target: TargetState = field(default_factory=lambda: TargetState(MISSING))
     pods: PodCounts = field(default_factory=PodCounts)
     settled: bool = False
+    fresh: bool = False
     selector: str = ""
     trouble: Trouble | None = None
 

@@ -4,16 +4,23 @@ A replica is one pod, or a group of pods on several nodes. Whose pods are labell
 group and which place in it a pod has: LeaderWorkerSet and Grove, on which Dynamo's multi-node
 components stand. A group holds its GPUs while any pod of it lives, and it holds them twice while
 a place is taken twice: by a pod on its way out and by the one that follows it.
+
+Of a pod only its labels, its state and the size of its group are kept; what ended holds nothing
+and is not kept at all.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from hrl_planner.ledger import Pods
+
+State = Literal["ready", "starting", "draining"]
+Labels = Mapping[str, str]
 
 _LWS = "leaderworkerset.sigs.k8s.io"
 _GROVE = "grove.io"
@@ -64,27 +71,52 @@ class PodCounts:
         )
 
 
-def count_pods(pods: Iterable[Any], pods_per_replica: int = 1) -> PodCounts:
-    """Count V1Pods.
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What planners know of a pod: its labels, what it does, and how many its group has."""
+
+    labels: Labels
+    state: State
+    size: int = 1
+
+
+def pod_of(item: Mapping[str, Any]) -> Pod | None:
+    """Return the pod that the API server's data describe; None once it has ended."""
+    metadata, status = item["metadata"], item.get("status", {})
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    labels = {
+        sys.intern(key): sys.intern(value) for key, value in metadata.get("labels", {}).items()
+    }
+    size = int(metadata.get("annotations", {}).get(_SIZE, "1"))
+    if metadata.get("deletionTimestamp") is not None:
+        return Pod(labels, "draining", size)
+    conditions = status.get("conditions") or ()
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return Pod(labels, "ready" if ready else "starting", size)
+
+
+def count_pods(pods: Iterable[Pod | None], per_replica: int = 1) -> PodCounts:
+    """Count pods as replicas.
 
     Args:
         pods: of one target.
-        pods_per_replica: where no label tells which pods belong together.
+        per_replica: where no label tells which pods belong together.
     """
-    groups: dict[tuple[str, ...], list[tuple[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[tuple[str, Pod]]] = defaultdict(list)
     alone = []
     for pod in pods:
-        if pod.status.phase in ("Succeeded", "Failed"):
+        if pod is None:
             continue
-        found = _place(pod.metadata.labels or {})
+        found = _place(pod.labels)
         if found is None:
             alone.append(pod)
         else:
             groups[found[0]].append((found[1], pod))
-    return sum(map(_count_group, groups.values()), _count_alike(alone, pods_per_replica))
+    return sum(map(_count_group, groups.values()), _count_alike(alone, per_replica))
 
 
-def _place(labels: Mapping[str, str]) -> tuple[tuple[str, ...], str] | None:
+def _place(labels: Labels) -> tuple[tuple[str, ...], str] | None:
     """Return the group of a pod and its place in it; None for a pod that stands alone."""
     for kind in _KINDS_OF_GROUPS:
         if all(name in labels for name in kind.group):
@@ -96,26 +128,18 @@ def _place(labels: Mapping[str, str]) -> tuple[tuple[str, ...], str] | None:
     return None
 
 
-def _count_group(pods: Sequence[tuple[str, Any]]) -> PodCounts:
-    living = [(place, pod) for place, pod in pods if not _drains(pod)]
+def _count_group(pods: Sequence[tuple[str, Pod]]) -> PodCounts:
+    living = [(place, pod) for place, pod in pods if pod.state != "draining"]
     held = max(Counter(place for place, _ in pods).values())
     live = max(Counter(place for place, _ in living).values(), default=0)
-    size = max(int((pod.metadata.annotations or {}).get(_SIZE, "1")) for _, pod in pods)
-    complete = len(pods) == len(living) >= size and all(_ready(pod) for _, pod in living)
-    ready = live if complete else 0
+    whole = len(pods) == len(living) >= max(pod.size for _, pod in pods)
+    ready = live if whole and all(pod.state == "ready" for _, pod in living) else 0
     return PodCounts(ready, live - ready, held - live)
 
 
-def _count_alike(pods: Sequence[Any], per_replica: int) -> PodCounts:
-    living = [pod for pod in pods if not _drains(pod)]
-    held, live = -(-len(pods) // per_replica), -(-len(living) // per_replica)
-    ready = sum(map(_ready, living)) // per_replica
+def _count_alike(pods: Sequence[Pod], per_replica: int) -> PodCounts:
+    states = Counter(pod.state for pod in pods)
+    held = -(-len(pods) // per_replica)
+    live = -(-(states["ready"] + states["starting"]) // per_replica)
+    ready = states["ready"] // per_replica
     return PodCounts(ready, live - ready, held - live)
-
-
-def _drains(pod: Any) -> bool:
-    return pod.metadata.deletion_timestamp is not None
-
-
-def _ready(pod: Any) -> bool:
-    return any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or ())

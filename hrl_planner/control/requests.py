@@ -54,17 +54,16 @@ def asked(what: str, ask: Callable[[], Any]) -> Any:
         raise kube_error(what, error) from error
 
 
-def accepted(what: str, write: Callable[[], Any]) -> bool:
-    """Say whether a write was accepted: outdated (409) and object gone (404) are no errors.
+def accepted(what: str, write: Callable[[], Any]) -> Any | None:
+    """Return what was written, or None: outdated (409) and object gone (404) are no errors.
 
     Raises:
         KubeError: if it was refused for another reason.
     """
     try:
-        asked(what, write)
+        return asked(what, write)
     except (NotFoundError, ConflictError):
-        return False
-    return True
+        return None
 
 
 def kube_error(what: str, error: client.ApiException) -> KubeError:

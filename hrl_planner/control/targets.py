@@ -131,6 +131,15 @@ class Targets:
             return self._write_scale(adapter, replicas, version)
         return self._patch_component(ref, ref.component, replicas, version)
 
+    def path(self, ref: ScaleTargetRef) -> tuple[str, str, str, str]:
+        """Return group, version, namespace and plural of a target's kind.
+
+        Raises:
+            TargetError: if the API server has no such kind.
+        """
+        group, _, version = ref.api_version.rpartition("/")
+        return group, version, self._namespace, self._served(ref).plural
+
     # Anything with a scale subresource.
 
     def _read_scale(self, ref: ScaleTargetRef) -> TargetState:
@@ -145,7 +154,7 @@ class Targets:
                 scale: Any = asked(
                     f"read the scale of {ref.kind} {ref.name}",
                     lambda: self._objects.get_namespaced_custom_object_scale(
-                        *self._path(ref), _request_timeout=REQUEST_TIMEOUT_S
+                        *self.path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
                     ),
                 )
                 meta = self._get(ref)["metadata"]
@@ -166,12 +175,13 @@ class Targets:
             },
             "spec": {"replicas": replicas},
         }
-        return accepted(
+        written = accepted(
             f"scale {ref.kind} {ref.name}",
             lambda: self._objects.replace_namespaced_custom_object_scale(
-                *self._path(ref), body, _request_timeout=REQUEST_TIMEOUT_S
+                *self.path(ref), ref.name, body, _request_timeout=REQUEST_TIMEOUT_S
             ),
         )
+        return written is not None
 
     # Components of a Dynamo graph deployment.
 
@@ -215,10 +225,11 @@ class Targets:
             return False
         patch = dynamo.scaling(graph, component, replicas, version)
         try:
-            return accepted(
+            written = accepted(
                 f"scale {component} of {ref.kind} {ref.name}",
                 lambda: self._objects.patch_namespaced_custom_object(
-                    *self._path(ref),
+                    *self.path(ref),
+                    ref.name,
                     patch,
                     _content_type="application/json-patch+json",
                     _request_timeout=REQUEST_TIMEOUT_S,
@@ -229,6 +240,7 @@ class Targets:
             if now is not None and now["metadata"]["resourceVersion"] == version:
                 raise
             return False  # components have changed their places
+        return written is not None
 
     def _adapter(self, ref: ScaleTargetRef) -> ScaleTargetRef | None:
         """Return where a component's adapter would be; None where nobody defines adapters."""
@@ -254,17 +266,13 @@ class Targets:
             return asked(
                 f"read {ref.kind} {ref.name}",
                 lambda: self._objects.get_namespaced_custom_object(
-                    *self._path(ref), _request_timeout=REQUEST_TIMEOUT_S
+                    *self.path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
                 ),
             )
         except NotFoundError:
             if required:
                 raise
             return None
-
-    def _path(self, ref: ScaleTargetRef) -> tuple[str, str, str, str, str]:
-        group, _, version = ref.api_version.rpartition("/")
-        return group, version, self._namespace, self._served(ref).plural, ref.name
 
     def _served(self, ref: ScaleTargetRef) -> _Served:
         """Return the resource of a kind; found once, it is kept."""
