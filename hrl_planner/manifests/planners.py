@@ -42,7 +42,7 @@ def planner_disruption_budgets(installation: Installation) -> list[Json]:
         disruption_budget(
             installation,
             planner.name,
-            installation.labels(planner.component, planner.name),
+            installation.labels("planner", planner.name),
             {"maxUnavailable": 1},
         )
         for planner in installation.planners()
@@ -51,7 +51,7 @@ def planner_disruption_budgets(installation: Installation) -> list[Json]:
 
 
 def _deployment(installation: Installation, planner: PlannerProcess) -> Json:
-    labels = installation.labels(planner.component, planner.name)
+    labels = installation.labels("planner", planner.name)
     pod = pod_spec(planner.name, _container(installation, planner), [scratch("tmp", "64Mi")])
     if planner.divides:
         pod["affinity"] = _apart(labels)
