@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from hrl_planner.manifests.installation import Installation, Json
-from hrl_planner.manifests.pods import CONFINED, USER_ID, http_probe, scratch
+from hrl_planner.manifests.pods import CONFINED, USER_ID, container_port, http_probe, scratch
 from hrl_planner.mock_engine.cluster import engine_command
 from hrl_planner.router.discovery.kubernetes import (
     KV_EVENTS_PORT,
@@ -66,7 +66,7 @@ def _vllm(installation: Installation, pool: PoolSpec) -> Json:
             {"name": "VLLM_NIXL_SIDE_CHANNEL_HOST", "value": "$(POD_IP)"},
             {"name": "VLLM_NIXL_SIDE_CHANNEL_PORT", "value": str(_TRANSFER)},
         ],
-        "ports": [*_ports(), {"name": "kv-transfer", "containerPort": _TRANSFER}],
+        "ports": [*_ports(), container_port("kv-transfer", _TRANSFER)],
         "startupProbe": http_probe(
             "/health", "http", periodSeconds=5, failureThreshold=_LOAD_S // 5
         ),
@@ -151,9 +151,9 @@ def _deployment(installation: Installation, pool: PoolSpec, pod: Json) -> Json:
 
 def _ports() -> Sequence[Json]:
     return [
-        {"name": "http", "containerPort": _HTTP},
-        {"name": "kv-events", "containerPort": _EVENTS},
-        {"name": "kv-replay", "containerPort": _REPLAY},
+        container_port("http", _HTTP),
+        container_port("kv-events", _EVENTS),
+        container_port("kv-replay", _REPLAY),
     ]
 
 

@@ -22,6 +22,7 @@ from hrl_planner.manifests.installation import (
 from hrl_planner.manifests.pods import (
     CONFINED,
     POD_NAMESPACE,
+    container_port,
     deployment,
     disruption_budget,
     http_probe,
@@ -96,8 +97,8 @@ def _container(installation: Installation) -> Json:
         "args": [f"--config={_CONFIG_FOLDER}/router.yaml"],
         "env": [POD_NAMESPACE, {"name": "XDG_CACHE_HOME", "value": _CACHE_FOLDER}],
         "ports": [
-            {"name": "http", "containerPort": ROUTER_PORT},
-            {"name": "metrics", "containerPort": ROUTER_METRICS_PORT},
+            container_port("http", ROUTER_PORT),
+            container_port("metrics", ROUTER_METRICS_PORT),
         ],
         # The first picker compiles the rules.
         "startupProbe": http_probe("/v1/models", "http", periodSeconds=2, failureThreshold=150),
@@ -116,8 +117,8 @@ def _container(installation: Installation) -> Json:
 
 def _service(installation: Installation, labels: dict[str, str]) -> Json:
     ports = [
-        {"name": "http", "port": ROUTER_PORT, "targetPort": "http"},
-        {"name": "metrics", "port": ROUTER_METRICS_PORT, "targetPort": "metrics"},
+        {"name": name, "port": port, "protocol": "TCP", "targetPort": name}
+        for name, port in (("http", ROUTER_PORT), ("metrics", ROUTER_METRICS_PORT))
     ]
     return {
         "apiVersion": "v1",
