@@ -42,13 +42,15 @@ class Connector:
         namespace: where group, pools and targets are.
 
     Attributes:
+        api: the client, for what is no read or write of a planner.
+        namespace: as given.
         targets: the scale targets of the namespace.
     """
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         """See the class."""
+        self.api = api
         self.namespace = namespace
-        self._api = api
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
         self.targets = Targets(api, namespace)
@@ -63,20 +65,17 @@ class Connector:
         """
         return parsed_group(self._get(GROUPS, name))
 
+    def groups(self) -> list[str]:
+        """Return the names of the groups of the namespace."""
+        return sorted(item["metadata"]["name"] for item in self._list(GROUPS))
+
     def pool(self, name: str) -> WorkerPool:
         """Return a worker pool; errors as for a group."""
         return parsed_pool(self._get(POOLS, name))
 
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
-        listed = self._defined(
-            "list workerpools",
-            POOLS,
-            lambda: self._objects.list_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, POOLS, _request_timeout=REQUEST_TIMEOUT_S
-            ),
-        )
-        items = listed["items"]
+        items = self._list(POOLS)
         return pool_list({item["metadata"]["name"]: pool_or_error(item) for item in items}, group)
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
@@ -152,6 +151,17 @@ class Connector:
             ),
         )
 
+    def _list(self, plural: str) -> list[Any]:
+        listed = self._defined(
+            f"list {plural}",
+            plural,
+            lambda: self._objects.list_namespaced_custom_object(
+                GROUP, VERSION, self.namespace, plural, _request_timeout=REQUEST_TIMEOUT_S
+            ),
+        )
+        items: list[Any] = listed["items"]
+        return items
+
     def _defined(self, what: str, plural: str, ask: Callable[[], Any]) -> Any:
         """Ask for objects whose definition may be missing."""
         try:
@@ -160,7 +170,7 @@ class Connector:
             raise MissingDefinitionError(f"cannot {what}: {self._why_missing(plural)}") from error
 
     def _why_missing(self, plural: str) -> str:
-        groups: Any = asked("discover API groups", client.ApisApi(self._api).get_api_versions)
+        groups: Any = asked("discover API groups", client.ApisApi(self.api).get_api_versions)
         versions = [v.version for g in groups.groups if g.name == GROUP for v in g.versions]
         install = "install it with: hrl-planner crds | kubectl apply -f -"
         if not versions or VERSION in versions:

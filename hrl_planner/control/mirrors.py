@@ -24,6 +24,7 @@ BELIEVED_S = 10.0
 # Whoever asks first waits so long for the first list.
 _FIRST_S = 5.0
 _CLOSE_S = 10.0
+_GOOD_BYE_S = 0.25
 _log = logging.getLogger(__name__)
 
 
@@ -135,6 +136,8 @@ class Mirrors:
         await asyncio.gather(*others, return_exceptions=True)
         if self._api is not None:
             await self._api.close()  # type: ignore[no-untyped-call]
+        # aiohttp does not wait until TLS connections have said good-bye.
+        await asyncio.sleep(_GOOD_BYE_S)
         await self._loop.shutdown_asyncgens()
 
     def _end_thread(self) -> None:
