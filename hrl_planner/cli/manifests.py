@@ -28,7 +28,7 @@ def manifests(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help=r"POOL=GROUP/VERSION/KIND/NAME, may be repeated. "
+            help=r"POOL=GROUP/VERSION/KIND/NAME\[/COMPONENT], may be repeated. "
             r"\[default: the Deployment of the pool's name]",
             show_default=False,
         ),
@@ -66,7 +66,13 @@ def _target(text: str) -> tuple[str, ScaleTargetRef]:
 
     pool, _, reference = text.partition("=")
     parts = reference.split("/")
-    if len(parts) != 4 or not all((pool, *parts)):
-        raise ManifestError(f"--target: {text!r} is not POOL=GROUP/VERSION/KIND/NAME")
-    group, api_version, kind, name = parts
-    return pool, ScaleTargetRef(api_version=f"{group}/{api_version}", kind=kind, name=name)
+    if len(parts) not in (4, 5) or not all((pool, *parts)):
+        raise ManifestError(f"--target: {text!r} is not POOL=GROUP/VERSION/KIND/NAME[/COMPONENT]")
+    group, api_version, kind, name, *component = parts
+    target = ScaleTargetRef(
+        api_version=f"{group}/{api_version}",
+        kind=kind,
+        name=name,
+        component=component[0] if component else None,
+    )
+    return pool, target

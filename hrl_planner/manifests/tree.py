@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from hrl_planner.control.dynamo import DYNAMO_GROUP, GRAPH
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.resources import ScaleTargetRef
 from hrl_planner.manifests.accounts import accounts
@@ -71,9 +72,10 @@ def dynamo_targets(installation: Installation) -> dict[str, ScaleTargetRef]:
     """Return pools as components of one DynamoGraphDeployment of the group's name."""
     return {
         pool.name: ScaleTargetRef(
-            api_version="nvidia.com/v1alpha1",
-            kind="DynamoGraphDeploymentScalingAdapter",
-            name=f"{installation.group}-{pool.name}",
+            api_version=f"{DYNAMO_GROUP}/v1alpha1",
+            kind=GRAPH,
+            name=installation.group,
+            component=pool.name,
         )
         for pool in installation.spec.pools
     }
