@@ -19,6 +19,7 @@ from hrl_planner.planner import PlanContext, Policy
 from hrl_planner.planner.checkpoint import load
 from hrl_planner.planner.deployed import allocator_of, scaler_of
 from hrl_planner.planner.loop import within_budget
+from hrl_planner.planner.policy import FloatArray, Listener
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Interventions
@@ -100,17 +101,35 @@ class Allocator:
         plan = within_budget(policy.decide(observation), observation, BudgetArrays.from_spec(spec))
         chosen = plan.replicas if plan.quotas is None else plan.quotas
         quotas = {pool.name: int(n) for pool, n in zip(spec.pools, chosen, strict=True)}
-        flows = None
-        if plan.flows is not None:
-            flows = {
-                cls.name: {
-                    pool.name: round(float(rate), 6)
-                    for pool, rate in zip(spec.pools, row, strict=True)
-                    if rate > 0.0
-                }
-                for cls, row in zip(spec.slo_classes, plan.flows, strict=True)
-            }
-        return GroupPlan(quotas, flows, plan.reason)
+        return GroupPlan(quotas, _by_name(spec, plan.flows), plan.reason)
+
+    def listen(
+        self, group: ServingGroup, pools: Sequence[WorkerPool], now_s: float
+    ) -> dict[str, dict[str, float]] | None:
+        """Let the policy see what happens between its plans; return flows if it has new ones.
+
+        Raises:
+            HrlPlannerError: as `plan`.
+        """
+        fit, _ = plannable(group, pools)
+        spec = cluster_spec_of(group, fit)
+        policy: object = self._policy.of(spec, group.spec.policy, "allocator")
+        if not isinstance(policy, Listener):
+            return None
+        return _by_name(spec, policy.listen(observe(spec, fit, self._metrics, now_s)))
+
+
+def _by_name(spec: ClusterSpec, flows: FloatArray | None) -> dict[str, dict[str, float]] | None:
+    if flows is None:
+        return None
+    return {
+        cls.name: {
+            pool.name: round(float(rate), 6)
+            for pool, rate in zip(spec.pools, row, strict=True)
+            if rate > 0.0
+        }
+        for cls, row in zip(spec.slo_classes, flows, strict=True)
+    }
 
 
 class Scaler:

@@ -1,8 +1,10 @@
 """The global planner of one group: plans now and then, and brings quotas to the plan all the time.
 
-A plan is decided every `intervals.globalS`. In between, every `localS`, what has been released
-since is granted to those who wait. The plan in force stands in the group's status, so a planner
-that starts anew goes on with it. Which writes are allowed, the ledger says, read by read.
+A plan is decided every `intervals.globalS`, and at once when the group has been changed. In
+between, every `localS`, what has been released since is granted to those who wait, and a policy
+that listens sees the traffic and may change the router's weights. The plan in force stands in the
+group's status, so a planner that starts anew goes on with it. Which writes are allowed, the ledger
+says, read by read.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ class GlobalPlanner:
         self._clock = clock
         self._dry_run = dry_run
         self._next_plan_s = -math.inf
+        self._planned_generation = -1
 
     def round(self) -> GlobalRound:
         """Look once, decide if it is time to, write what is allowed.
@@ -86,25 +89,34 @@ class GlobalPlanner:
         listed = self._connector.pools(self.name)
         self.interval_s = group.spec.intervals.local_s
         plan, error = self._plan(group, listed)
+        flows = self._flows(group, listed) if plan is None else plan.flows
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
         settlement, written = self._settle(quotas, writes=writes)
         if group.spec.policy.mode == "shadow":
             self._let_go()
         if not self._dry_run:
-            self._report(plan, settlement, error)
+            self._report(plan, flows, settlement, error)
         return GlobalRound(plan, settlement, tuple(written), error)
 
     def _plan(self, group: ServingGroup, listed: PoolList) -> tuple[GroupPlan | None, str]:
         now_s = self._clock()
-        if now_s < self._next_plan_s:
+        unchanged = group.metadata.generation == self._planned_generation
+        if unchanged and now_s < self._next_plan_s:
             return None, ""
         try:
             plan = self._allocator.plan(group, listed.pools, now_s)
         except HrlPlannerError as error:
             return None, str(error)
         self._next_plan_s = now_s + group.spec.intervals.global_s
+        self._planned_generation = group.metadata.generation
         return plan, ""
+
+    def _flows(self, group: ServingGroup, listed: PoolList) -> dict[str, dict[str, float]] | None:
+        try:
+            return self._allocator.listen(group, listed.pools, self._clock())
+        except HrlPlannerError:
+            return None  # that there is no plan either is told where one is due
 
     def _let_go(self) -> None:
         """Let deleted pools go at once where no budget is enforced."""
@@ -151,7 +163,13 @@ class GlobalPlanner:
                 )
         return done
 
-    def _report(self, plan: GroupPlan | None, settlement: Settlement, error: str) -> None:
+    def _report(
+        self,
+        plan: GroupPlan | None,
+        flows: dict[str, dict[str, float]] | None,
+        settlement: Settlement,
+        error: str,
+    ) -> None:
         """Bring the group's status up to date, and tell what changed."""
         group = self._connector.group(self.name)
         listed = self._connector.pools(self.name)
@@ -159,8 +177,8 @@ class GlobalPlanner:
         if plan is not None:
             status |= {"planned": _replaced(group.status.planned, plan.quotas)}
             status |= {"reason": plan.reason}
-            if plan.flows is not None:
-                status["flows"] = _replaced(group.status.flows, plan.flows)
+        if flows is not None:
+            status["flows"] = _replaced(group.status.flows, flows)
         status["waits"] = _replaced(group.status.waits, settlement.waits)
         used = counted(budget_of(group), _accounts(group, listed), _claims(group))
         finite = {name: amount for name, amount in used.items() if math.isfinite(amount)}
