@@ -27,6 +27,7 @@ Namespace = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="One round, without election, then end.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
 HealthPort = Annotated[int, typer.Option(min=0, max=65535, help="Of /healthz and /readyz.")]
+HealthHost = Annotated[str, typer.Option(help="Address on which they are answered.")]
 SettleS = Annotated[
     float, typer.Option(min=0.0, help="A target's controller lags at most so many seconds.")
 ]
@@ -58,6 +59,7 @@ def plan_global(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Divide a group's budget among its pools: one of these per group (and one to take over).
@@ -66,7 +68,9 @@ def plan_global(
 
       hrl-planner plan global --group qwen --once --dry-run
     """
-    how = _How(once, dry_run, health_port, 30.0, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, (health_host, health_port), 30.0, metrics, tuple(router or ()), look_s
+    )
     _plan(kubeconfig, namespace, group, [], how)
 
 
@@ -80,6 +84,7 @@ def plan_local(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -89,7 +94,9 @@ def plan_local(
 
       hrl-planner plan local --pool decode-h200 --once --dry-run
     """
-    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, (health_host, health_port), settle_s, metrics, tuple(router or ()), look_s
+    )
     _plan(kubeconfig, namespace, None, [pool], how)
 
 
@@ -103,6 +110,7 @@ def plan_all(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -110,7 +118,9 @@ def plan_all(
 
     Pools that are added later are planned for after a restart.
     """
-    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, (health_host, health_port), settle_s, metrics, tuple(router or ()), look_s
+    )
     _plan(kubeconfig, namespace, group, None, how)
 
 
@@ -120,7 +130,7 @@ class _How:
 
     once: bool
     dry_run: bool
-    health_port: int
+    health: tuple[str, int]
     settle_s: float
     metrics: bool
     routers: tuple[str, ...]
@@ -169,7 +179,7 @@ def _plan(
             planner = GlobalPlanner(connector, group, metrics, time.monotonic, dry_run=how.dry_run)
             planners.append(("global", planner))
         if not how.one_round:
-            _serve(api, where, planners, how.health_port)
+            _serve(api, where, planners, *how.health)
             return
         for level, each in planners:
             write_decision(sys.stdout, level, each.name, each.round())
@@ -200,7 +210,11 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
 
 
 def _serve(
-    api: ApiClient, namespace: str, planners: list[tuple[str, Planner]], health_port: int
+    api: ApiClient,
+    namespace: str,
+    planners: list[tuple[str, Planner]],
+    health_host: str,
+    health_port: int,
 ) -> None:
     import logging
     import os
@@ -226,7 +240,7 @@ def _serve(
     runner = Runner(tasks, sys.stdout)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop())
-    with Health(health_port, runner.alive, runner.ready):
+    with Health(health_port, runner.alive, runner.ready, health_host):
         runner.run()
 
 
