@@ -145,7 +145,8 @@ def simulated(spec: ClusterSpec, trace: Trace, policy: Policy, seed: int, idle_s
     timeline = _timeline(t_s[within], {name: rows[within] for name, rows in fields.items()})
     result = _earlier(simulation.result(), idle_s, timeline)
     over = budget_violations(result)
-    return Run("simulator", result, Steps(t_s, fields["quota"]), over, timeline.size)
+    quota = Steps(t_s[within], fields["quota"][within])
+    return Run("simulator", result, quota, over, timeline.size)
 
 
 def policy_of(choice: dict[str, Any]) -> Policy:
