@@ -18,14 +18,11 @@ from kubernetes import client
 
 from hrl_planner.errors import KubeError
 from hrl_planner.manifests import Installation, accounts, planner_deployments
+from hrl_planner.manifests.installation import Json
+from hrl_planner.manifests.router import router_config, router_deployment
 from hrl_planner.router.local import free_ports
 
-_CONFIG_AT = "/etc/hrl-planner"
 _POD_IP = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-_NAMESPACE = {
-    "name": "POD_NAMESPACE",
-    "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}},
-}
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,12 @@ def create_system(
         ports: of the router.
         settle_s: how long a scale target's controller may lag.
     """
-    _create(admin, accounts(installation))
-    _create(admin, _router(installation, ports))
-    for deployment in planner_deployments(installation):
-        _create(admin, [_here(deployment, ports, settle_s)])
+    planners = [_planner(d, ports, settle_s) for d in planner_deployments(installation)]
+    router = [_router_config(installation, ports), _router(installation, ports)]
+    _create(admin, [*accounts(installation), *router, *planners])
 
 
-def _here(deployment: dict[str, Any], ports: RouterPorts, settle_s: float) -> dict[str, Any]:
+def _planner(deployment: Json, ports: RouterPorts, settle_s: float) -> Json:
     """Return a planner's Deployment as this machine can run it."""
     made = copy.deepcopy(deployment)
     made["spec"]["replicas"] = 1
@@ -81,64 +77,41 @@ def _here(deployment: dict[str, Any], ports: RouterPorts, settle_s: float) -> di
     if args[0] != "global":
         args.append(f"--settle-s={settle_s}")
     container["args"] = args
-    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        container[probe]["periodSeconds"] = 1
-        container[probe]["failureThreshold"] = 120
+    container["readinessProbe"]["periodSeconds"] = 1
     return made
 
 
-def _router(installation: Installation, ports: RouterPorts) -> list[dict[str, Any]]:
-    """Return the router's config map and Deployment."""
-    name, labels = installation.router, installation.labels("router", installation.router)
-    spec = installation.spec
-    config = {
-        "spec": "spec.yaml",
-        "discovery": {"kind": "kubernetes", "group": installation.group},
-        "tokenizer": {"kind": "words"},
-        "picker": {"grpc": f"127.0.0.1:{ports.grpc}", "http_port": ports.http},
-        "envoy": {
-            "listen": f"127.0.0.1:{ports.listen}",
-            "admin_port": ports.admin,
-            "concurrency": 1,
-        },
-    }
-    data = {
-        "router.yaml": yaml.safe_dump(config, sort_keys=False),
-        "spec.yaml": yaml.safe_dump(spec.model_dump(mode="json", exclude_none=True)),
-    }
-    ready = {"path": "/health", "port": ports.listen, "host": "127.0.0.1"}
-    container = {
-        "name": "router",
-        "image": installation.router_image,
-        "command": ["python", "-m", "hrl_planner.cli", "router"],
-        "args": [f"--config={_CONFIG_AT}/router.yaml"],
-        "env": [_NAMESPACE, {"name": "OMP_NUM_THREADS", "value": "1"}],
-        "volumeMounts": [{"name": "config", "mountPath": _CONFIG_AT}],
-        "readinessProbe": {"httpGet": ready, "periodSeconds": 1},
-    }
-    pod = {
-        "serviceAccountName": name,
-        "automountServiceAccountToken": True,
-        "containers": [container],
-        "volumes": [{"name": "config", "configMap": {"name": name}}],
-    }
-    metadata = installation.metadata(name, labels)
-    return [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data},
-        {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": metadata,
-            "spec": {
-                "replicas": 1,
-                "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": pod},
-            },
-        },
-    ]
+def _router_config(installation: Installation, ports: RouterPorts) -> Json:
+    """Return the router's config map, with addresses of this machine."""
+    made = router_config(installation)
+    config = yaml.safe_load(made["data"]["router.yaml"])
+    config["tokenizer"] = {"kind": "words"}  # what mock engines count in
+    config["picker"] |= {
+        "grpc": f"127.0.0.1:{ports.grpc}", "http_host": "127.0.0.1", "http_port": ports.http,
+    }  # fmt: skip
+    config["envoy"] |= {
+        "listen": f"127.0.0.1:{ports.listen}", "admin_port": ports.admin, "concurrency": 1,
+    }  # fmt: skip
+    made["data"]["router.yaml"] = yaml.safe_dump(config, sort_keys=False)
+    return made
 
 
-def _create(admin: client.ApiClient, objects: Iterable[dict[str, Any]]) -> None:
+def _router(installation: Installation, ports: RouterPorts) -> Json:
+    """Return the router's Deployment as this machine can run it."""
+    made = router_deployment(installation)
+    container = made["spec"]["template"]["spec"]["containers"][0]
+    # The rules are compiled on this machine already.
+    container["env"] = [e for e in container["env"] if e["name"] != "XDG_CACHE_HOME"]
+    container["env"].append({"name": "OMP_NUM_THREADS", "value": "1"})
+    listens = {"http": ports.listen, "metrics": ports.http}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        get = container[probe]["httpGet"]
+        get |= {"host": "127.0.0.1", "port": listens[get["port"]]}
+        container[probe]["periodSeconds"] = 1
+    return made
+
+
+def _create(admin: client.ApiClient, objects: Iterable[Json]) -> None:
     core: Any = client.CoreV1Api(admin)  # take plain data
     apps: Any = client.AppsV1Api(admin)
     rbac: Any = client.RbacAuthorizationV1Api(admin)
