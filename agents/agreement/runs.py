@@ -137,7 +137,7 @@ def simulated(spec: ClusterSpec, trace: Trace, policy: Policy, seed: int, idle_s
     later = replace(trace, arrival_s=trace.arrival_s + idle_s, duration_s=trace.duration_s + idle_s)
     simulation = _Watched(spec, later, seed=seed)
     simulation.advance_to(idle_s)
-    policy.reset(PlanContext(spec, seed=seed, trace=later, class_id=simulation.class_id))
+    policy.reset(PlanContext(_as_resources_say(spec), seed=seed))
     loop.run(simulation, policy, later.duration_s)
     simulation.finish(GRACE_S)
     t_s, fields = simulation.timeline(idle_s)
@@ -173,6 +173,12 @@ def slowed(run: Run, spec: ClusterSpec, speed: float) -> Run:
     changed = {name: getattr(result, name) * speed for name in times}
     slow = replace(result, spec=spec, timeline=timeline, **changed)
     return replace(run, result=slow, quota=run.quota.slowed(speed))
+
+
+def _as_resources_say(spec: ClusterSpec) -> ClusterSpec:
+    """Return what planners know of a cluster: not with how many replicas a pool begins."""
+    pools = [pool.model_copy(update={"initial_replicas": None}) for pool in spec.pools]
+    return spec.replace(pools=pools)
 
 
 class _Watched(Simulation):
