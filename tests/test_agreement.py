@@ -11,7 +11,7 @@ from agents.agreement.compare import envelope
 from agents.agreement.runs import Steps, policy_of, simulated, slowed
 from agents.evaluate.metrics import compute
 from hrl_planner.localcluster.demo_scale import at_speed, quick
-from hrl_planner.localcluster.demo_watch import attainment_of
+from hrl_planner.localcluster.demo_watch import routed_of
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.curves import steps
 from hrl_planner.workload.generators import independent_requests
@@ -68,12 +68,17 @@ def test_an_idle_cluster_before_the_first_request_does_not_count() -> None:
     assert run.result.gpu_seconds.sum() < held * 45.0
 
 
-def test_attainment_is_read_off_the_routers_page() -> None:
+def test_what_became_of_requests_is_read_off_the_routers_page() -> None:
     page = (
         "# HELP hrl_router_slo_total Routed requests by how they ended.\n"
         "# TYPE hrl_router_slo_total counter\n"
         'hrl_router_slo_total{class="a",outcome="attained"} 6.0\n'
         'hrl_router_slo_total{class="a",outcome="late_ttft"} 2.0\n'
         'hrl_router_slo_total{class="a",outcome="cancelled"} 5.0\n'
+        "# TYPE hrl_router_decisions_total counter\n"
+        'hrl_router_decisions_total{class="a",pool="p",reason="flows"} 4.0\n'
+        'hrl_router_decisions_total{class="a",pool="p",reason="cheapest"} 3.0\n'
     )
-    assert attainment_of(page) == {"a": 0.75}
+    routed = routed_of(page)
+    assert routed.attainment == {"a": 0.75}
+    assert routed.placed == {("a", "p"): 7}

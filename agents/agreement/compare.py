@@ -19,6 +19,7 @@ from hrl_planner.spec import ClusterSpec
 
 ATTAINMENT_POINTS = 5.0
 _GRID_S = 0.1
+_QUANTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class Agreement:
         simulator: the simulated one.
         attainment: by class and for "all": percent on the cluster, in the simulator.
         trajectories: per pool and field.
+        ttft_excess_ms: how much later than simulated the first token of a request came, by quantile
+            in percent; of requests that both runs answered.
         accounts: service account by pod of planners and router.
         client_late_ms: 99th percentile of how late clients sent or read, machine's own fault.
         speed: how many times faster it was played.
@@ -62,6 +65,7 @@ class Agreement:
     simulator: Run
     attainment: dict[str, tuple[float, float]]
     trajectories: tuple[Trajectory, ...]
+    ttft_excess_ms: dict[int, float]
     accounts: dict[str, str]
     client_late_ms: float
     speed: float
@@ -125,10 +129,20 @@ def compare(demo: DemoResult, spec: ClusterSpec, options: DemoOptions, speed: fl
             for field in ("target", "ready")
             for index in range(len(spec.pools))
         ),
+        ttft_excess_ms=_excess_ms(real, model),
         accounts=demo.accounts,
         client_late_ms=max(client.lag_ms, client.stall_ms),
         speed=speed,
     )
+
+
+def _excess_ms(real: Run, model: Run) -> dict[int, float]:
+    """Requests are the same and in the same order in both runs."""
+    later = 1e3 * (real.result.ttft_s - model.result.ttft_s)
+    answered = later[~np.isnan(later)]
+    if not answered.size:
+        return {}
+    return {q: round(float(np.percentile(answered, q)), 1) for q in _QUANTILES}
 
 
 def _words(options: DemoOptions) -> str:

@@ -134,6 +134,8 @@ def _page(found: Agreement, lines: dict[str, list[Line]], command: str) -> str:
         points=ATTAINMENT_POINTS,
         tolerance_s=found.tolerance_s,
         client_late_ms=found.client_late_ms,
+        excess=_excess(found),
+        placed=_placed(found),
         headline=lines[ALL_CLASSES],
         per_class=[(name, table) for name, table in lines.items() if name != ALL_CLASSES],
         accounts=found.accounts,
@@ -145,6 +147,25 @@ def _page(found: Agreement, lines: dict[str, list[Line]], command: str) -> str:
         figures_json=embeddable(_figures(found)),
         plotly_js=get_plotlyjs(),
     )
+
+
+def _excess(found: Agreement) -> str:
+    quantiles = ", ".join(f"{ms:.0f} ms ({q} %)" for q, ms in found.ttft_excess_ms.items())
+    return f"a request's first token came later than simulated by: {quantiles}"
+
+
+def _placed(found: Agreement) -> list[tuple[str, str, list[str]]]:
+    """Return class, pool and the share of the class's requests that each run sent there."""
+    rows = []
+    for index, slo in enumerate(found.spec.slo_classes):
+        for pool in found.spec.pools:
+            texts = []
+            for run in (found.cluster, found.simulator):
+                offered = int((run.result.class_id == index).sum())
+                count = run.placed.get((slo.name, pool.name), 0)
+                texts.append(f"{count / offered:.0%}" if offered else "-")
+            rows.append((slo.name, pool.name, texts))
+    return rows
 
 
 def _figures(found: Agreement) -> dict[str, Any]:
@@ -172,6 +193,10 @@ def _markdown(found: Agreement, lines: dict[str, list[Line]], command: str) -> s
     for name, table in lines.items():
         text += ["", f"## {name}", "", "| | cluster | simulator |", "|---|---:|---:|"]
         text += [f"| {line.label} | {' | '.join(line.texts)} |" for line in table]
+    text += ["", "## Where requests went", "", "| class | pool | cluster | simulator |"]
+    text += ["|---|---|---:|---:|"]
+    text += [f"| {name} | {pool} | {' | '.join(texts)} |" for name, pool, texts in _placed(found)]
+    text += ["", f"Of all requests that both answered, {_excess(found)}."]
     return "\n".join([*text, ""])
 
 
@@ -183,6 +208,7 @@ def _plain(found: Agreement) -> dict[str, Any]:
         "looks": found.cluster.looks,
         "looks_over_budget": found.cluster.looks_over,
         "client_late_ms": found.client_late_ms,
+        "ttft_excess_ms": found.ttft_excess_ms,
         "speed": found.speed,
         "accounts": found.accounts,
         "agrees": all(holds for holds, _ in found.findings),

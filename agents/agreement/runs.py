@@ -11,6 +11,8 @@ scaler on the local one.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,7 @@ class Run:
         name: for people.
         result: requests and timeline.
         quota: as in force.
+        placed: requests by class and pool; one with two workers counts in two pools.
         looks_over: looks at which the GPUs held exceeded the budget.
         looks: how many there were.
     """
@@ -78,6 +81,7 @@ class Run:
     name: str
     result: SimResult
     quota: Steps
+    placed: Mapping[tuple[str, str], int]
     looks_over: int
     looks: int
 
@@ -121,7 +125,8 @@ def measured(demo: DemoResult) -> Run:
         failures=np.zeros(len(spec.pools), np.int64),
     )
     quota = Steps(t_s[within], fields["quota"][within])
-    return Run("cluster", result, quota, demo.watch.over, demo.watch.samples)
+    watch = demo.watch
+    return Run("cluster", result, quota, watch.routed.placed, watch.over, watch.samples)
 
 
 def simulated(spec: ClusterSpec, trace: Trace, policy: Policy, seed: int, idle_s: float) -> Run:
@@ -146,7 +151,19 @@ def simulated(spec: ClusterSpec, trace: Trace, policy: Policy, seed: int, idle_s
     result = _earlier(simulation.result(), idle_s, timeline)
     over = budget_violations(result)
     quota = Steps(t_s[within], fields["quota"][within])
-    return Run("simulator", result, quota, over, timeline.size)
+    return Run("simulator", result, quota, _placed(result), over, timeline.size)
+
+
+def _placed(result: SimResult) -> Counter[tuple[str, str]]:
+    """Count requests by class and pool."""
+    classes, pools = result.spec.slo_classes, result.spec.pools
+    placed: Counter[tuple[str, str]] = Counter()
+    for of_class, prefill, decode in zip(
+        result.class_id, result.prefill_pool, result.decode_pool, strict=True
+    ):
+        for pool in {int(prefill), int(decode)} - {-1}:
+            placed[classes[of_class].name, pools[pool].name] += 1
+    return placed
 
 
 def policy_of(choice: dict[str, Any]) -> Policy:

@@ -169,7 +169,7 @@ def _view(watch: Watch) -> RenderableType:
     gpus = "GPUs held: " + ", ".join(f"{n} of {budget[kind]} {kind}" for kind, n in held.items())
     if watch.over:
         gpus += f"; over the budget in {watch.over} looks"
-    kept = [f"{name} {share:.0%}" for name, share in watch.attainment.items()]
+    kept = [f"{name} {share:.0%}" for name, share in watch.routed.attainment.items()]
     return Group(table, gpus, "attainment so far: " + (", ".join(kept) or "no request has ended"))
 
 

@@ -11,7 +11,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.error import URLError
@@ -33,6 +34,19 @@ _COUNTS_S = 1.0
 FIELDS = ("quota", "target", "ready", "starting", "draining")
 
 
+@dataclass(frozen=True)
+class Routed:
+    """What the router counted.
+
+    Attributes:
+        attainment: share of requests within their targets, by class.
+        placed: requests by class and pool; one with two workers counts in two pools.
+    """
+
+    attainment: Mapping[str, float]
+    placed: Mapping[tuple[str, str], int]
+
+
 @dataclass
 class Watch:
     """What the watcher saw so far.
@@ -42,7 +56,7 @@ class Watch:
         phase: what is going on, for people.
         most: most GPUs that pods held at once, by type.
         over: looks at which pods held more than the budget.
-        attainment: share of requests within their targets by class, as the router counts them.
+        routed: what the router counted.
         times_s: monotonic time of each look.
         rows: per look, int (P, len(FIELDS)).
     """
@@ -51,7 +65,7 @@ class Watch:
     phase: str = "starting"
     most: dict[str, int] = field(default_factory=dict)
     over: int = 0
-    attainment: dict[str, float] = field(default_factory=dict)
+    routed: Routed = field(default_factory=lambda: Routed({}, {}))
     times_s: list[float] = field(default_factory=list)
     rows: list[NDArray[np.int64]] = field(default_factory=list)
 
@@ -120,6 +134,7 @@ class _Watcher:
                     self._look_at_router()
                     counts_s = now_s
                 self._look_at_pods()
+            self._look_at_router()
         except Exception as error:  # told by the thread that waits for this one
             self.error = error
 
@@ -169,22 +184,25 @@ class _Watcher:
                 page = answer.read().decode()
         except (URLError, OSError):
             return  # not there yet, or busy: the last numbers stay
-        self._watch.attainment = attainment_of(page)
+        self._watch.routed = routed_of(page)
 
 
-def attainment_of(page: str) -> dict[str, float]:
-    """Return the share of attained requests by class, from a router's page of metrics."""
-    attained: dict[str, float] = {}
-    ended: dict[str, float] = {}
+def routed_of(page: str) -> Routed:
+    """Return what a router's page of metrics says."""
+    attained: Counter[str] = Counter()
+    ended: Counter[str] = Counter()
+    placed: Counter[tuple[str, str]] = Counter()
     for family in text_string_to_metric_families(page):
-        if family.name != "hrl_router_slo":
-            continue
         for sample in family.samples:
-            name, outcome = sample.labels.get("class", ""), sample.labels.get("outcome")
-            if sample.name == "hrl_router_slo_total" and outcome != "cancelled":
-                ended[name] = ended.get(name, 0.0) + sample.value
-                attained[name] = attained.get(name, 0.0) + sample.value * (outcome == "attained")
-    return {name: attained[name] / count for name, count in ended.items() if count}
+            labels = sample.labels
+            if sample.name == "hrl_router_decisions_total":
+                placed[labels["class"], labels["pool"]] += int(sample.value)
+            elif sample.name == "hrl_router_slo_total" and labels["outcome"] != "cancelled":
+                ended[labels["class"]] += int(sample.value)
+                if labels["outcome"] == "attained":
+                    attained[labels["class"]] += int(sample.value)
+    shares = {name: attained[name] / count for name, count in ended.items() if count}
+    return Routed(shares, placed)
 
 
 def _state(pod: dict[str, Any]) -> str | None:
