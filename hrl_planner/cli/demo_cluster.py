@@ -104,8 +104,13 @@ def demo_cluster(
     fast, played = at_speed(cluster, speed), requests.scale(time=1.0 / speed)
     result = _run(console, fast, played, out.absolute(), options)
     _report(console, result)
-    if compare or (compare is None and importlib.util.find_spec("gymnasium") is not None):
+    if _can_compare() if compare is None else compare:
         _compare(console, result, cluster, options, speed, out)
+
+
+def _can_compare() -> bool:
+    """Say whether the extras `sim` and `report` are installed."""
+    return all(importlib.util.find_spec(name) for name in ("numba", "pandas", "plotly", "jinja2"))
 
 
 def _requests(
