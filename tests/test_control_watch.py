@@ -75,6 +75,7 @@ class Picture:
     """What there was when it was taken, for a planner whose watches have stopped."""
 
     def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._group = connector.group(SPEC.name)
         self._pools = connector.pools()
         refs = [pool.spec.scale_target_ref for pool in self._pools.pools]
@@ -96,6 +97,9 @@ class Picture:
 
     def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
         return self._pods[selector]
+
+    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
+        return self._connector.pods(selector, per_replica)
 
 
 def test_planners_with_old_news_grant_nothing_that_is_not_free_now(
@@ -195,7 +199,7 @@ def serving(plane: ControlPlane, namespace: str, keys: list[Key] | None = None) 
     planners = Planners(connector, NoMetrics(), settle_s=0.0)
     service = Service(connector, planners, plane.kubeconfig, keys)
     log = Log()
-    thread = threading.Thread(target=service.run, args=(log, 0))
+    thread = threading.Thread(target=service.run, args=(log, "127.0.0.1", 0))
     thread.start()
     try:
         yield log

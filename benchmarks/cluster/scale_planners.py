@@ -129,7 +129,7 @@ def main() -> None:
     teller = threading.Thread(target=tell)
     teller.start()
     signal.signal(signal.SIGTERM, lambda *_: service.stop())
-    service.run(sys.stdout, 0)
+    service.run(sys.stdout, "127.0.0.1", 0)
     stop.set()
     teller.join()
 

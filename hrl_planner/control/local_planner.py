@@ -206,15 +206,24 @@ class LocalPlanner:
         return seen, step, written, None
 
     def _look_afresh(self, seen: Seen) -> Seen:
-        """Read what the ledger asks for; while a claim is open, that is the target alone.
-
-        To find a target's pods an API server walks over all of the namespace.
-        """
+        """Read what the ledger asks for; while a claim is open, that is the target alone."""
         claimed = seen.pool.status.claim is not None
-        again = self._look(seen.pool, self._connector, pods=seen.pods if claimed else None)
+        again = self._look(
+            seen.pool,
+            self._connector,
+            pods=seen.pods if claimed else None,
+            count=self._look_at.pods_now,
+        )
         return replace(again, fresh=True)
 
-    def _look(self, pool: WorkerPool, at: Reader, *, pods: PodCounts | None = None) -> Seen:
+    def _look(
+        self,
+        pool: WorkerPool,
+        at: Reader,
+        *,
+        pods: PodCounts | None = None,
+        count: Callable[[str, int], PodCounts] | None = None,
+    ) -> Seen:
         """Look at what the book, read before, is about; at pods only if they are not given."""
         try:
             target = at.target(pool.spec.scale_target_ref)
@@ -225,7 +234,7 @@ class LocalPlanner:
         # Pods of a target that is gone still hold GPUs until they are.
         selector = selector or target.selector or pool.status.selector
         try:
-            pods = pods or at.pods(selector, pool.spec.pods_per_replica)
+            pods = pods or (count or at.pods)(selector, pool.spec.pods_per_replica)
         except DeniedError as error:
             return Seen(pool, target, trouble=Trouble("PodsCounted", "Denied", str(error)))
         return Seen(pool, target, pods, self._settled(target, pool), selector=selector)

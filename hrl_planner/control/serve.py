@@ -54,14 +54,15 @@ class Service:
             self._elector = Elector(EachItsOwn(leases))
             self._runner = Runner(lambda: fixed, self._elector)
 
-    def run(self, log: TextIO, health_port: int) -> None:
+    def run(self, log: TextIO, health_host: str, health_port: int) -> None:
         """Run until stopped, then let go of all leases.
 
         Args:
             log: where decisions go, a JSON object a line.
-            health_port: of `/healthz` and `/readyz`; 0 for any free one.
+            health_host: where to answer `/healthz` and `/readyz`.
+            health_port: likewise; 0 for any free one.
         """
-        health = Health(health_port, self._runner.alive, self._runner.ready)
+        health = Health(health_port, self._runner.alive, self._runner.ready, health_host)
         with self._mirrors, self._elector, health:
             self._runner.run(log)
 

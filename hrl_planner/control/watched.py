@@ -34,6 +34,8 @@ from hrl_planner.kube.reflector import Json, ListCall
 from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 
 POOL_LABEL = f"{GROUP}/pool"
+# More pods than this an API server should not be made to walk over for those of one target.
+_CROWD = 1000
 Wake = Callable[[str, str], None]
 
 
@@ -54,6 +56,9 @@ class Reader(Protocol):
 
     def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
         """Return what there is of a target's pods, as replicas; no selector selects none."""
+
+    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return the same, as it is at this moment or later."""
 
 
 class Watched:
@@ -84,7 +89,7 @@ class Watched:
         self._whole = whole
         self._wake = wake
         self._acted_on: dict[str, _ActedOn] = {}
-        self._read: dict[ScaleTargetRef, tuple[list[str], TargetState]] = {}
+        self._read: dict[ScaleTargetRef, tuple[list[str | None], TargetState]] = {}
         self._pods: dict[str, PodIndex] = {}
 
     def group(self, name: str) -> ServingGroup:
@@ -109,18 +114,24 @@ class Watched:
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target as it was when last read, or when the watch saw it change last."""
-        versions = []
-        for carrier in self._connector.targets.carriers(ref):
-            mirror = self._targets(carrier)
-            if not mirror.believed():
-                return self._connector.target(ref)
-            versions.append(mirror.objects.get(carrier.name, ""))
-        at, state = self._read.get(ref, ([], None))
+        carriers = self._connector.targets.carriers(ref)
+        mirrors = [self._targets(carrier) for carrier in carriers]
+        if not all(mirror.believed() for mirror in mirrors):
+            return self._connector.target(ref)
+        known = [m.objects.get(c.name) for m, c in zip(mirrors, carriers, strict=True)]
+        versions = [meta["resourceVersion"] if meta else None for meta in known]
+        at, state = self._read.get(ref, (None, None))
         if state is None or versions not in (at, [state.target.version]):
-            state = self._connector.target(ref)
-        if any(versions):
+            state = self._connector.targets.read(ref, known[0])
+        if any(known):
             self._read[ref] = (versions, state)
         return state
+
+    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return what there is of a target's pods at this moment or later."""
+        whole = self._pods.get("")
+        crowded = whole is not None and len(whole) > _CROWD
+        return self._connector.pods(selector, per_replica, crowded=crowded)
 
     def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
         """Return what there is of a target's pods, as replicas."""
@@ -145,12 +156,12 @@ class Watched:
         key = (self._namespace, POOLS, "")
         return self._mirrors.of(key, call, pool_or_error, self._pools_changed)
 
-    def _targets(self, ref: ScaleTargetRef) -> Mirror[str]:
+    def _targets(self, ref: ScaleTargetRef) -> Mirror[Json]:
         group, version, _, plural = self._connector.targets.path(ref)
         only = "" if self._whole else f"metadata.name={ref.name}"
         call = partial(_custom, self._namespace, group, version, plural, only)
         key = (self._namespace, f"{plural}.{group}/{version}", only)
-        return self._mirrors.of(key, call, _version)
+        return self._mirrors.of(key, call, _identity)
 
     def _mirror_of_pods(self, selector: str) -> Mirror[Pod]:
         index = self._pods.setdefault(selector, PodIndex())
@@ -215,8 +226,10 @@ def _custom(
     return partial(objects, group, version, namespace, plural, field_selector=only or None)
 
 
-def _version(item: Json) -> str:
-    return str(item["metadata"]["resourceVersion"])
+def _identity(item: Json) -> Json:
+    """Return what tells versions of a target, and of its spec."""
+    meta = item["metadata"]
+    return {name: meta.get(name) for name in ("uid", "resourceVersion", "generation")}
 
 
 def _group_or_error(item: Json) -> ServingGroup | KubeError:
