@@ -267,3 +267,15 @@ def test_a_planner_of_one_pool_watches_only_what_it_needs(
         patch_pool(admin, namespace, name, {"quota": 2})
         until(lambda: Connector(admin, namespace).pool(name).status.reserved == 2)
     assert log.names() == {name}
+
+
+def test_pods_among_thousands_are_found_as_they_are_now(
+    admin: client.ApiClient, namespace: str
+) -> None:
+    """Whether the API server's memory is new enough or not, what was made before is seen."""
+    core, connector = client.CoreV1Api(admin), Connector(admin, namespace)
+    until(lambda: connector.pods(f"app={SPEC.pools[0].name}").held == 1)
+    for index in range(3):
+        body: Any = {"metadata": {"name": f"pod-{index}", "labels": {"app": "many"}}}
+        core.create_namespaced_pod(namespace, body | {"spec": pod_spec(["true"], "H100")})
+        assert connector.pods("app=many", crowded=True).starting == index + 1
