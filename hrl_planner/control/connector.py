@@ -279,16 +279,28 @@ def pool_or_error(item: Any) -> WorkerPool | UnreadableError:
         return error
 
 
-def pool_list(pools: Mapping[str, WorkerPool | UnreadableError], group: str | None) -> PoolList:
-    """Return those of a group, or all, by name; given are those of the namespace."""
+def pool_list(
+    pools: Mapping[str, WorkerPool | UnreadableError],
+    group: str | None,
+    taken: Mapping[str, str] | None = None,
+) -> PoolList:
+    """Return those of a group, or all, by name.
+
+    Args:
+        pools: of the namespace.
+        group: its name; None for all.
+        taken: of `taken_targets`, where it is known already.
+    """
     found, unreadable = [], {}
     for name, pool in sorted(pools.items()):
-        if isinstance(pool, WorkerPool):
+        if not isinstance(pool, WorkerPool):
+            if group in (None, pool.group):
+                unreadable[name] = str(pool)
+        elif group in (None, pool.spec.group):
             found.append(pool)
-        elif group in (None, pool.group):
-            unreadable[name] = str(pool)
-    wanted = tuple(pool for pool in found if group in (None, pool.spec.group))
-    return PoolList(wanted, unreadable, taken_targets(found))
+    if taken is None:
+        taken = taken_targets(pool for pool in pools.values() if isinstance(pool, WorkerPool))
+    return PoolList(tuple(found), unreadable, taken)
 
 
 def _conditions_of(item: Any) -> tuple[Condition, ...]:

@@ -113,7 +113,7 @@ class LocalPlanner:
             if not self._dry_run:
                 self._telling.unreadable(error, "Decided")
             raise
-        listed = self._look_at.pools()
+        listed = self._look_at.pools(pool.spec.group)
         active = self._decide(pool, listed)
         rival = listed.taken.get(pool.name)
         troubles = [self._wants.trouble]
@@ -134,7 +134,7 @@ class LocalPlanner:
         wrong = "; ".join(trouble.message for trouble in told)
         return LocalRound(wanted, reason, waits, tuple(written), wrong)
 
-    def _decide(self, pool: WorkerPool, everything: PoolList) -> bool:
+    def _decide(self, pool: WorkerPool, listed: PoolList) -> bool:
         """Ask the policy if it is time to, and say whether what it decides is carried out.
 
         A round in between carries out what was decided before.
@@ -145,8 +145,7 @@ class LocalPlanner:
             return False
         self.interval_s = group.spec.intervals.local_s
         active = group.spec.policy.mode == "active"
-        of_group = tuple(p for p in everything.pools if p.spec.group == group.metadata.name)
-        mine = next((p for p in of_group if p.name == self.name), None)
+        mine = next((p for p in listed.pools if p.name == self.name), None)
         # What a policy makes of numbers that are not there yet could be carried out as soon as the
         # quota comes, in this very round.
         if mine is not None and mine.spec.quota is None:
@@ -159,7 +158,6 @@ class LocalPlanner:
         if now_s < self._next_s and not decides_nothing(group):
             return active
         self._next_s = now_s + self.interval_s
-        listed = PoolList(of_group, taken=everything.taken)
         try:
             self._wants = _Wants(*self._scaler.want(group, listed, self.name, now_s))
         except HrlPlannerError as error:

@@ -10,6 +10,7 @@ watched, and the target is read again when its version has changed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -26,8 +27,8 @@ from hrl_planner.control.connector import (
 from hrl_planner.control.mirrors import Mirror, Mirrors
 from hrl_planner.control.podindex import PodIndex, equalities
 from hrl_planner.control.pods import Pod, PodCounts, count_pods, pod_of
-from hrl_planner.control.pool_list import PoolList
-from hrl_planner.control.targets import TargetState
+from hrl_planner.control.pool_list import PoolList, taken_targets
+from hrl_planner.control.targets import TargetState, identity
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
 from hrl_planner.kube.reflector import Json, ListCall
@@ -36,6 +37,7 @@ from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 POOL_LABEL = f"{GROUP}/pool"
 # More pods than this an API server should not be made to walk over for those of one target.
 _CROWD = 1000
+_RIGHTS = " "  # no group's name: counts changes of who scales what
 Wake = Callable[[str, str], None]
 
 
@@ -89,6 +91,10 @@ class Watched:
         self._whole = whole
         self._wake = wake
         self._acted_on: dict[str, _ActedOn] = {}
+        # Pool lists by group (None for all), and at which count of changes they were made.
+        self._changes: Counter[str | None] = Counter()
+        self._lists: dict[str | None, tuple[tuple[int, int], PoolList]] = {}
+        self._taken: tuple[int, Mapping[str, str]] = (-1, {})
         self._read: dict[ScaleTargetRef, tuple[list[str | None], TargetState]] = {}
         self._pods: dict[str, PodIndex] = {}
 
@@ -110,7 +116,18 @@ class Watched:
         mirror = self._all_pools()
         if not mirror.believed():
             return self._connector.pools(group)
-        return pool_list(mirror.objects, group)
+        at = (self._changes[group], self._changes[_RIGHTS])
+        known_at, known = self._lists.get(group, (None, None))
+        if known is None or known_at != at:
+            # What changes meanwhile makes the list an old one before it is kept.
+            pools = mirror.objects.copy()
+            rights_at, taken = self._taken
+            if rights_at != at[1]:
+                taken = taken_targets(p for p in pools.values() if isinstance(p, WorkerPool))
+                self._taken = (at[1], taken)
+            known = pool_list(pools, group, taken)
+            self._lists[group] = (at, known)
+        return known
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target as it was when last read, or when the watch saw it change last."""
@@ -185,6 +202,7 @@ class Watched:
         for name in names:
             before = self._acted_on.pop(name, None)
             pool = pools.get(name)
+            self._note_change(before, pool)
             if isinstance(pool, WorkerPool):
                 self._acted_on[name] = after = _ActedOn.of(pool)
                 if before is not None and before.quota != after.quota:
@@ -194,11 +212,27 @@ class Watched:
             elif before is not None:
                 self._wake("global", before.group)
 
+    def _note_change(
+        self, before: _ActedOn | None, after: WorkerPool | UnreadableError | None
+    ) -> None:
+        """Count a change of a pool for the lists that it is in, and of who scales what."""
+        groups = {None, before and before.group}
+        target = None
+        if isinstance(after, WorkerPool):
+            groups.add(after.spec.group)
+            target = identity(after.spec.scale_target_ref)
+        elif after is not None:
+            groups.add(after.group)
+        self._changes.update(groups)
+        if target is None or before is None or before.target != target:
+            self._changes[_RIGHTS] += 1
+
 
 class _ActedOn(NamedTuple):
     """Of a pool, what the next step of its own planner or its group's depends on."""
 
     group: str
+    target: tuple[str, str, str]
     quota: tuple[int | None, bool]
     book: Any
 
@@ -206,7 +240,8 @@ class _ActedOn(NamedTuple):
     def of(pool: WorkerPool) -> _ActedOn:
         leaving = pool.metadata.deletion_timestamp is not None
         book = (pool.status.reserved, pool.status.claim)
-        return _ActedOn(pool.spec.group, (pool.spec.quota, leaving), book)
+        target = identity(pool.spec.scale_target_ref)
+        return _ActedOn(pool.spec.group, target, (pool.spec.quota, leaving), book)
 
 
 def _known(mirror: Mirror[Any], name: str) -> Any:
