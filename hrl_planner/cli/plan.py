@@ -13,6 +13,9 @@ import typer
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
+    from hrl_planner.collect import Source
+    from hrl_planner.control.decision_log import DecisionLog
+    from hrl_planner.control.instruments import Instruments
     from hrl_planner.control.metrics import PoolMetrics
     from hrl_planner.control.run import Planner
 
@@ -26,7 +29,9 @@ Namespace = Annotated[
 ]
 Once = Annotated[bool, typer.Option("--once", help="One round, without election, then end.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
-HealthPort = Annotated[int, typer.Option(min=0, max=65535, help="Of /healthz and /readyz.")]
+HealthPort = Annotated[
+    int, typer.Option(min=0, max=65535, help="Of /healthz, /readyz and /metrics.")
+]
 SettleS = Annotated[
     float, typer.Option(min=0.0, help="A target's controller lags at most so many seconds.")
 ]
@@ -39,6 +44,14 @@ Routers = Annotated[
 ]
 LookS = Annotated[
     float, typer.Option(min=0.0, help="With --once or --dry-run: listen so long before the round.")
+]
+Prometheus = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Ask this server for workers' metrics instead of the pods."),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option("--log", help="File for decisions, rotated at 64 MiB. [default: standard output]"),
 ]
 Kubeconfig = Annotated[
     Path | None,
@@ -56,6 +69,8 @@ def plan_global(
     dry_run: DryRun = False,
     metrics: Metrics = True,
     router: Routers = None,
+    prometheus: Prometheus = None,
+    log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     kubeconfig: Kubeconfig = None,
@@ -66,7 +81,9 @@ def plan_global(
 
       hrl-planner plan global --group qwen --once --dry-run
     """
-    how = _How(once, dry_run, health_port, 30.0, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, health_port, 30.0, metrics, tuple(router or ()), look_s, prometheus, log
+    )
     _plan(kubeconfig, namespace, group, [], how)
 
 
@@ -78,6 +95,8 @@ def plan_local(
     dry_run: DryRun = False,
     metrics: Metrics = True,
     router: Routers = None,
+    prometheus: Prometheus = None,
+    log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     settle_s: SettleS = 30.0,
@@ -89,7 +108,9 @@ def plan_local(
 
       hrl-planner plan local --pool decode-h200 --once --dry-run
     """
-    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s, prometheus, log
+    )
     _plan(kubeconfig, namespace, None, [pool], how)
 
 
@@ -101,6 +122,8 @@ def plan_all(
     dry_run: DryRun = False,
     metrics: Metrics = True,
     router: Routers = None,
+    prometheus: Prometheus = None,
+    log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     settle_s: SettleS = 30.0,
@@ -110,7 +133,9 @@ def plan_all(
 
     Pools that are added later are planned for after a restart.
     """
-    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s, prometheus, log
+    )
     _plan(kubeconfig, namespace, group, None, how)
 
 
@@ -125,6 +150,8 @@ class _How:
     metrics: bool
     routers: tuple[str, ...]
     look_s: float
+    prometheus: str | None
+    log: Path | None
 
     @property
     def one_round(self) -> bool:
@@ -139,13 +166,13 @@ def _plan(
     how: _How,
 ) -> None:
     """Make the planners asked for (no list of pools: all of the group) and run them."""
-    import sys
     import time
 
     from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner
-    from hrl_planner.control.run import write_decision
+    from hrl_planner.control.instruments import Instruments
 
-    api = _client(kubeconfig)
+    instruments = Instruments()
+    api = _client(kubeconfig, instruments)
     where = namespace or _own_namespace()
     connector = Connector(api, where)
     if pools is None:
@@ -168,11 +195,25 @@ def _plan(
         if group is not None:
             planner = GlobalPlanner(connector, group, metrics, time.monotonic, dry_run=how.dry_run)
             planners.append(("global", planner))
-        if not how.one_round:
-            _serve(api, where, planners, how.health_port)
-            return
-        for level, each in planners:
-            write_decision(sys.stdout, level, each.name, each.round())
+        with _decision_log(where, how) as log:
+            if not how.one_round:
+                _serve(api, where, planners, how.health_port, log, instruments)
+                return
+            for _, each in planners:
+                began_s = time.monotonic()
+                done = each.round()
+                log.write(each.name, done, time.monotonic() - began_s)
+
+
+@contextmanager
+def _decision_log(namespace: str, how: _How) -> Iterator[DecisionLog]:
+    from hrl_planner.control.decision_log import DecisionLog, to_file, to_stdout
+
+    log = DecisionLog(to_stdout() if how.log is None else to_file(how.log), _holder(), namespace)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 @contextmanager
@@ -185,13 +226,20 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
     if not how.metrics:
         yield NoMetrics()
         return
+    from hrl_planner.collect import PageSource, PrometheusSource
     from hrl_planner.control.collected import CollectedMetrics
     from hrl_planner.router.discovery.kubernetes import KubernetesDiscovery
 
     if kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(kubeconfig)  # where discovery looks, too
     listen_s = how.look_s if how.one_round else 0.0
-    found = CollectedMetrics(KubernetesDiscovery(namespace), how.routers, listen_s)
+
+    def source() -> Source:
+        if how.prometheus is None:
+            return PageSource()
+        return PrometheusSource(how.prometheus, selector=f'namespace="{namespace}"')
+
+    found = CollectedMetrics(KubernetesDiscovery(namespace), how.routers, listen_s, source)
     found.start()
     try:
         yield found
@@ -200,13 +248,15 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
 
 
 def _serve(
-    api: ApiClient, namespace: str, planners: list[tuple[str, Planner]], health_port: int
+    api: ApiClient,
+    namespace: str,
+    planners: list[tuple[str, Planner]],
+    health_port: int,
+    log: DecisionLog,
+    instruments: Instruments,
 ) -> None:
     import logging
-    import os
     import signal
-    import socket
-    import sys
     import time
 
     from hrl_planner.control.health import Health
@@ -214,7 +264,7 @@ def _serve(
     from hrl_planner.control.run import Runner, Task
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    holder = f"{socket.gethostname()}-{os.getpid()}"
+    holder = _holder()
     tasks = [
         Task(
             level,
@@ -223,16 +273,25 @@ def _serve(
         )
         for level, planner in planners
     ]
-    runner = Runner(tasks, sys.stdout)
+    runner = Runner(tasks, log, instruments)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop())
-    with Health(health_port, runner.alive, runner.ready):
+    with Health(health_port, runner.alive, runner.ready, instruments.page):
         runner.run()
 
 
-def _client(kubeconfig: Path | None) -> ApiClient:
-    from kubernetes import client, config
+def _holder() -> str:
+    """Return the name of this process."""
+    import os
+    import socket
 
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _client(kubeconfig: Path | None, instruments: Instruments) -> ApiClient:
+    from kubernetes import config
+
+    from hrl_planner.control.counted_api import CountedApiClient
     from hrl_planner.errors import KubeError
 
     try:
@@ -244,7 +303,7 @@ def _client(kubeconfig: Path | None) -> ApiClient:
             config.load_kube_config()  # type: ignore[no-untyped-call]
     except config.ConfigException as error:
         raise KubeError(f"no way to the API server: {error}") from error
-    return client.ApiClient()
+    return CountedApiClient(instruments.asked)
 
 
 def _own_namespace() -> str:

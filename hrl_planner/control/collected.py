@@ -11,10 +11,10 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Target
+from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Source, Target
 from hrl_planner.observation import ClusterObservation, Float64Array
 from hrl_planner.router.discovery import Discovery, Worker
 from hrl_planner.spec import ClusterSpec
@@ -34,14 +34,20 @@ class CollectedMetrics:
         discovery: tells the workers of all pools.
         routers: `ip:port` of the routers' metrics, for what only they know of classes.
         listen_s: how long the first look at a cluster listens; rates take two pages at least.
+        source: makes who asks the workers.
     """
 
     def __init__(
-        self, discovery: Discovery, routers: Sequence[str] = (), listen_s: float = 0.0
+        self,
+        discovery: Discovery,
+        routers: Sequence[str] = (),
+        listen_s: float = 0.0,
+        source: Callable[[], Source] = PageSource,
     ) -> None:
         """See the class."""
         self._discovery = discovery
         self._listen_s = listen_s
+        self._source = source
         self._known_once = asyncio.Event()
         self._routers = [Target(address, address) for address in routers]
         self._loop = asyncio.new_event_loop()
@@ -86,7 +92,7 @@ class CollectedMetrics:
         if self._collector is not None:
             await self._collector.close()
         self._spec = spec
-        self._collector = Collector(spec, PageSource())
+        self._collector = Collector(spec, self._source())
         self._collector.watch(self._workers.values(), self._routers)
         await self._collector.start()
         try:

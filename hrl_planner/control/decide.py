@@ -1,31 +1,20 @@
-"""What planners decide, as pure functions of what they read: the policies on custom resources.
+"""What planners decide, as functions of what they read: policies on custom resources.
 
-`Allocator` and `Scaler` hold a policy and reset it when what it plans for changes; neither knows
-the API server.
+`Allocator` and `Scaler` make a cluster and an observation of custom resources and ask the policy
+the group chose. Neither knows the API server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from hrl_planner.budget import BudgetArrays
+from hrl_planner.control.decision import QUOTA, WHOLE_QUOTA, Choice, Decider, Decision, Flows
 from hrl_planner.control.metrics import PoolMetrics, observe
 from hrl_planner.errors import HrlPlannerError, ProfileError
 from hrl_planner.kube.convert import cluster_spec_of
-from hrl_planner.kube.resources import PolicySpec, ServingGroup, WorkerPool
-from hrl_planner.planner import PlanContext, Policy
-from hrl_planner.planner.checkpoint import load
-from hrl_planner.planner.deployed import allocator_of, scaler_of
-from hrl_planner.planner.loop import within_budget
-from hrl_planner.planner.registry import make_policy
-from hrl_planner.planner.rule import RulePolicy
-from hrl_planner.planner.shield import Interventions
+from hrl_planner.kube.resources import ServingGroup, WorkerPool
 from hrl_planner.profile import WorkerProfile
-from hrl_planner.spec import ClusterSpec
-
-QUOTA = "quota"  # the scaler that asks for all it may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +25,22 @@ class GroupPlan:
         quotas: by pool; a pool that is not there keeps its quota.
         flows: requests/s by class and pool; None keeps the weights there are.
         reason: for people.
+        decision: where they come from.
     """
 
     quotas: dict[str, int]
-    flows: dict[str, dict[str, float]] | None
+    flows: Flows | None
     reason: str
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Replicas decided for a pool; no decision where the policy could not be asked."""
+
+    replicas: int
+    reason: str
+    decision: Decision | None = None
 
 
 def plannable(
@@ -85,7 +85,7 @@ class Allocator:
     def __init__(self, metrics: PoolMetrics) -> None:
         """See the class."""
         self._metrics = metrics
-        self._policy = _Kept()
+        self._decider = Decider()
 
     def plan(self, group: ServingGroup, pools: Sequence[WorkerPool], now_s: float) -> GroupPlan:
         """Return a plan that fits the budget.
@@ -95,22 +95,10 @@ class Allocator:
         """
         fit, _ = plannable(group, pools)
         spec = cluster_spec_of(group, fit)
-        policy = self._policy.of(spec, group.spec.policy, "allocator")
         observation = observe(spec, fit, self._metrics, now_s)
-        plan = within_budget(policy.decide(observation), observation, BudgetArrays.from_spec(spec))
-        chosen = plan.replicas if plan.quotas is None else plan.quotas
-        quotas = {pool.name: int(n) for pool, n in zip(spec.pools, chosen, strict=True)}
-        flows = None
-        if plan.flows is not None:
-            flows = {
-                cls.name: {
-                    pool.name: round(float(rate), 6)
-                    for pool, rate in zip(spec.pools, row, strict=True)
-                    if rate > 0.0
-                }
-                for cls, row in zip(spec.slo_classes, plan.flows, strict=True)
-            }
-        return GroupPlan(quotas, flows, plan.reason)
+        choice = Choice.of(group.spec.policy, "allocator")
+        made = self._decider.decide(spec, choice, observation)
+        return GroupPlan(made.replicas, made.flows, made.plan.reason, made)
 
 
 class Scaler:
@@ -123,45 +111,23 @@ class Scaler:
     def __init__(self, metrics: PoolMetrics) -> None:
         """See the class."""
         self._metrics = metrics
-        self._policy = _Kept()
+        self._decider = Decider()
 
     def want(
         self, group: ServingGroup, pools: Sequence[WorkerPool], name: str, now_s: float
-    ) -> tuple[int, str]:
+    ) -> Want:
         """Return the replicas a pool should have, and why; errors as for `Allocator.plan`."""
-        pool = next(pool for pool in pools if pool.name == name)
-        if group.spec.policy.scaler == QUOTA and group.spec.policy.checkpoint is None:
-            return pool.spec.quota or 0, "all of the quota"
-        fit, left_out = plannable(group, pools)
-        if name in left_out:
-            raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
-        spec = cluster_spec_of(group, fit)
-        policy = self._policy.of(spec, group.spec.policy, "scaler")
-        plan = policy.decide(observe(spec, fit, self._metrics, now_s))
-        return int(plan.replicas[spec.pool_index(name)]), plan.reason
-
-
-class _Kept:
-    """A policy, made anew when the cluster or the choice of policy has changed."""
-
-    def __init__(self) -> None:
-        self._made_for: tuple[ClusterSpec, PolicySpec] | None = None
-        self._policy: Policy | None = None
-
-    def of(self, spec: ClusterSpec, choice: PolicySpec, level: str) -> Policy:
-        if self._policy is None or self._made_for != (spec, choice):
-            self._policy = _make(choice, level)
-            self._policy.reset(PlanContext(spec))
-            self._made_for = (spec, choice)
-        return self._policy
-
-
-def _make(choice: PolicySpec, level: str) -> Policy:
-    if choice.checkpoint is not None:
-        checkpoint = load(Path(choice.checkpoint))
-        log = Interventions()
-        return allocator_of(checkpoint, log) if level == "allocator" else scaler_of(checkpoint, log)
-    policy = make_policy(choice.allocator if level == "allocator" else choice.scaler)
-    if level == "scaler" and isinstance(policy, RulePolicy):
-        policy.within_quota = True
-    return policy
+        choice = Choice.of(group.spec.policy, "scaler")
+        try:
+            fit, left_out = plannable(group, pools)
+            if name in left_out:
+                raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
+            spec = cluster_spec_of(group, fit)
+            observation = observe(spec, fit, self._metrics, now_s)
+            made = self._decider.decide(spec, choice, observation)
+        except HrlPlannerError:
+            if choice.policy != QUOTA or choice.checkpoint is not None:
+                raise
+            pool = next(pool for pool in pools if pool.name == name)
+            return Want(pool.spec.quota or 0, WHOLE_QUOTA)
+        return Want(made.replicas[name], made.plan.reason, made)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hrl_planner.control.conditions import condition, event
 from hrl_planner.control.connector import Connector, NotFoundError, PoolList
 from hrl_planner.control.decide import Allocator, GroupPlan, plannable
+from hrl_planner.control.decision import Decision
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import accounts_of, budget_of
@@ -28,19 +29,43 @@ COMPONENT = "hrl-planner-global"
 
 @dataclass(frozen=True, slots=True)
 class GlobalRound:
-    """What a round read, decided and did; the line of the decision log.
+    """What a round read, decided and did.
 
     Attributes:
-        plan: the plan in force; None if none could be made.
+        mode: shadow or active.
+        plan: made in this round; None if none was due, or none could be made.
+        planned: quotas by the plan in force.
+        quotas: that the pools have now; None for one without.
+        budget: amount of every bounded resource.
+        used: how much of it is granted or held; infinite if unknown.
         settlement: what the ledger said last.
         written: writes that were accepted, in words.
         error: why there is no new plan.
     """
 
+    mode: str
     plan: GroupPlan | None
+    planned: Mapping[str, int]
+    quotas: Mapping[str, int | None]
+    budget: Mapping[str, float]
+    used: Mapping[str, float]
     settlement: Settlement
     written: tuple[str, ...]
     error: str = ""
+
+    @property
+    def decision(self) -> Decision | None:
+        """Where the plan of this round comes from."""
+        return None if self.plan is None else self.plan.decision
+
+
+class _Settled(NamedTuple):
+    """What the ledger said last, what was written in all, and what was read for the last step."""
+
+    settlement: Settlement
+    written: list[str]
+    listed: PoolList
+    used: Mapping[str, float]
 
 
 class GlobalPlanner:
@@ -88,12 +113,22 @@ class GlobalPlanner:
         plan, error = self._plan(group, listed)
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
-        settlement, written = self._settle(quotas, writes=writes)
+        settled = self._settle(quotas, writes=writes)
         if group.spec.policy.mode == "shadow":
             self._let_go()
         if not self._dry_run:
-            self._report(plan, settlement, error)
-        return GlobalRound(plan, settlement, tuple(written), error)
+            self._report(plan, settled.settlement, error)
+        return GlobalRound(
+            group.spec.policy.mode,
+            plan,
+            quotas,
+            {pool.name: pool.spec.quota for pool in settled.listed.pools},
+            budget_of(group),
+            settled.used,
+            settled.settlement,
+            tuple(settled.written),
+            error,
+        )
 
     def _plan(self, group: ServingGroup, listed: PoolList) -> tuple[GroupPlan | None, str]:
         now_s = self._clock()
@@ -113,10 +148,9 @@ class GlobalPlanner:
             if kept and pool.metadata.deletion_timestamp is not None and not self._dry_run:
                 self._connector.release(pool)
 
-    def _settle(self, quotas: Mapping[str, int], *, writes: bool) -> tuple[Settlement, list[str]]:
+    def _settle(self, quotas: Mapping[str, int], *, writes: bool) -> _Settled:
         """Write what the ledger allows until it allows no more."""
         written: list[str] = []
-        settlement = Settlement()
         for _ in range(_MOST_STEPS):
             group = self._connector.group(self.name)  # the book, before the pools
             listed = self._connector.pools(self.name)
@@ -128,7 +162,8 @@ class GlobalPlanner:
             written += done
             if not done:
                 break
-        return settlement, written
+        used = counted(budget_of(group), accounts, _claims(group))
+        return _Settled(settlement, written, listed, used)
 
     def _write(self, group: ServingGroup, listed: PoolList, what: Settlement) -> list[str]:
         pools = {pool.name: pool for pool in listed.pools}
@@ -160,7 +195,11 @@ class GlobalPlanner:
             status |= {"planned": _replaced(group.status.planned, plan.quotas)}
             status |= {"reason": plan.reason}
             if plan.flows is not None:
-                status["flows"] = _replaced(group.status.flows, plan.flows)
+                before = group.status.flows
+                status["flows"] = _replaced(before, plan.flows) | {
+                    name: _replaced(before.get(name, {}), rates)
+                    for name, rates in plan.flows.items()
+                }
         status["waits"] = _replaced(group.status.waits, settlement.waits)
         used = counted(budget_of(group), _accounts(group, listed), _claims(group))
         finite = {name: amount for name, amount in used.items() if math.isfinite(amount)}

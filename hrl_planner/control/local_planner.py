@@ -7,13 +7,15 @@ pool's status; `acknowledged` names the last quota its target keeps to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hrl_planner.control.conditions import condition, event
 from hrl_planner.control.connector import Connector, TargetState
-from hrl_planner.control.decide import Scaler
+from hrl_planner.control.decide import Scaler, Want
+from hrl_planner.control.decision import Decision
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pods import PodCounts
 from hrl_planner.errors import HrlPlannerError
@@ -32,17 +34,42 @@ from hrl_planner.ledger.replicas import MISSING
 
 SETTLE_S = 30.0
 _MOST_STEPS = 8  # of one round: settle a claim, count, lower, claim, scale, and conflicts
+_ATTAINMENT_STEP = 0.02  # a smaller change of a measured share is not worth a write
 COMPONENT = "hrl-planner-local"
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRound:
-    """What a round read, decided and did; the line of the decision log."""
+    """What a round read, decided and did.
 
+    Attributes:
+        group: of the pool.
+        mode: shadow or active.
+        wanted: replicas the policy would have; None if it could not be asked.
+        reason: of the policy, or why it was not asked.
+        waits: why the target has not got what is wanted.
+        written: writes that were accepted, in words.
+        quota: at the end of the round.
+        before: replicas the target was asked for at its beginning.
+        target: and at its end.
+        pods: of the target.
+        held_gpus: by them.
+        decision: where `wanted` comes from.
+        error: why the policy could not be asked.
+    """
+
+    group: str
+    mode: str
     wanted: int | None
     reason: str
     waits: str
     written: tuple[str, ...]
+    quota: int | None
+    before: int
+    target: int
+    pods: PodCounts
+    held_gpus: int
+    decision: Decision | None = None
     error: str = ""
 
 
@@ -52,6 +79,11 @@ class _Seen:
     target: TargetState
     pods: PodCounts
     settled: bool
+
+    @property
+    def held(self) -> int:
+        """Replicas that hold GPUs."""
+        return self.pods.ready + self.pods.starting + self.pods.draining
 
 
 class LocalPlanner:
@@ -96,12 +128,14 @@ class LocalPlanner:
         group = self._connector.group(pool.spec.group)
         self.interval_s = group.spec.intervals.local_s
         pools = self._connector.pools().pools
-        wanted, reason, error = self._want(group, pools)
+        want, reason, error = self._want(group, pools)
+        wanted = None if want is None else want.replicas
         rival = _older_claimant(pool, pools)
         active = group.spec.policy.mode == "active" and rival is None
         written: list[str] = []
         step: Step = Idle()
         seen = self._look()
+        before = seen.target.target.replicas
         for _ in range(_MOST_STEPS):
             step = self._step(seen, wanted, active=active)
             done = None if self._dry_run else self._write(seen, step)
@@ -113,14 +147,28 @@ class LocalPlanner:
         if rival is not None:
             waits = f"workerpool {rival} scales the same target, and is older"
         if not self._dry_run:
-            self._report(seen, wanted, reason, waits, error)
+            self._report(seen, want, reason, waits, error)
         elif not isinstance(step, Idle):
             written.append(f"would write {step}")
-        return LocalRound(wanted, reason, waits, tuple(written), error)
+        return LocalRound(
+            group.metadata.name,
+            group.spec.policy.mode,
+            wanted,
+            reason,
+            waits,
+            tuple(written),
+            seen.pool.spec.quota,
+            before,
+            seen.target.target.replicas,
+            seen.pods,
+            seen.held * (seen.pool.spec.gpus_per_replica or 0),
+            None if want is None else want.decision,
+            error,
+        )
 
     def _want(
         self, group: ServingGroup, pools: Sequence[WorkerPool]
-    ) -> tuple[int | None, str, str]:
+    ) -> tuple[Want | None, str, str]:
         of_group = [pool for pool in pools if pool.spec.group == group.metadata.name]
         mine = next((pool for pool in of_group if pool.name == self.name), None)
         # What a policy makes of numbers that are not there yet could be carried out as soon as the
@@ -130,10 +178,10 @@ class LocalPlanner:
         if mine is not None and mine.status.desired is None:
             return None, "replicas not reported yet", ""
         try:
-            wanted, reason = self._scaler.want(group, of_group, self.name, self._clock())
+            want = self._scaler.want(group, of_group, self.name, self._clock())
         except HrlPlannerError as error:
             return None, "holds", str(error)
-        return wanted, reason, ""
+        return want, want.reason, ""
 
     def _look(self) -> _Seen:
         """Read the book first, then what it is about."""
@@ -180,18 +228,18 @@ class LocalPlanner:
             return f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
         return None
 
-    def _report(self, seen: _Seen, wanted: int | None, reason: str, waits: str, error: str) -> None:
-        pool, target, pods = seen.pool, seen.target.target, seen.pods
-        held = pods.ready + pods.starting + pods.draining
+    def _report(self, seen: _Seen, want: Want | None, reason: str, waits: str, error: str) -> None:
+        pool, target, pods, held = seen.pool, seen.target.target, seen.pods, seen.held
         status: dict[str, Any] = {
             "observedGeneration": pool.metadata.generation,
             "desired": target.replicas,
-            "wanted": wanted,
+            "wanted": None if want is None else want.replicas,
             "replicas": held,
             "ready": pods.ready,
             "starting": pods.starting,
             "draining": pods.draining,
             "heldGpus": held * (pool.spec.gpus_per_replica or 0),
+            "attainment": self._attainment(pool, want),
             "selector": seen.target.selector,
             "reason": waits or reason,
             "conditions": self._conditions(seen, waits, error),
@@ -202,6 +250,17 @@ class LocalPlanner:
         now = pool.status.model_dump(mode="json", by_alias=True)
         if any(now.get(name) != value for name, value in status.items()):
             self._connector.write_pool_status(pool, status)
+
+    def _attainment(self, pool: WorkerPool, want: Want | None) -> float | None:
+        """Return what to report: the last report while it is still nearly so."""
+        if want is None or want.decision is None:
+            return None
+        now, told = want.decision.attainment(self.name), pool.status.attainment
+        if math.isnan(now):
+            return None
+        if told is not None and abs(now - told) < _ATTAINMENT_STEP:
+            return told
+        return round(now, 2)
 
     def _conditions(self, seen: _Seen, waits: str, error: str) -> list[dict[str, Any]]:
         before, found = seen.pool.status.conditions, seen.target.target != MISSING

@@ -6,18 +6,19 @@ logged and tried again at the next tick; nothing is kept that a failed round cou
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import Protocol
 
 from urllib3.exceptions import HTTPError
 
+from hrl_planner.control.connector import NotFoundError
+from hrl_planner.control.decision_log import DecisionLog, Round
+from hrl_planner.control.instruments import Instruments
 from hrl_planner.control.lease import DURATION_S, Lease
 from hrl_planner.errors import HrlPlannerError
 
@@ -32,8 +33,8 @@ class Planner(Protocol):
     name: str
     interval_s: float
 
-    def round(self) -> Any:
-        """Look, decide, write; returns a dataclass for the decision log."""
+    def round(self) -> Round:
+        """Look, decide, write; say what was seen and done."""
 
 
 @dataclass
@@ -52,16 +53,22 @@ class Runner:
 
     Args:
         tasks: planners of this process.
-        log: where decisions go, a JSON object a line.
+        log: where decisions go.
+        instruments: what is counted and shown.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], log: TextIO, clock: Callable[[], float] = time.monotonic
+        self,
+        tasks: Sequence[Task],
+        log: DecisionLog,
+        instruments: Instruments,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """See the class."""
         self._tasks = list(tasks)
         self._log = log
+        self._instruments = instruments
         self._clock = clock
         self._stop = threading.Event()
         self._turned_s = clock()
@@ -102,17 +109,22 @@ class Runner:
                 words = "leads" if leads else "no longer leads"
                 _log.info("%s planner %s %s", task.level, task.planner.name, words)
                 task.leads = leads
+                self._instruments.led(task.level, task.planner.name, leads)
             if leads and self._clock() >= task.next_s:
-                done = task.planner.round()
-                task.next_s = self._clock() + task.planner.interval_s
-                write_decision(self._log, task.level, task.planner.name, done)
+                self._round(task)
         except (HrlPlannerError, HTTPError) as error:
             task.next_s = self._clock() + task.planner.interval_s
             _log.warning("%s planner %s: %s", task.level, task.planner.name, error)
 
-
-def write_decision(log: TextIO, level: str, name: str, done: Any) -> None:
-    """Write one line of the decision log."""
-    line = {"time": time.time(), "level": level, "name": name, **dataclasses.asdict(done)}
-    log.write(json.dumps(line, default=str) + "\n")
-    log.flush()
+    def _round(self, task: Task) -> None:
+        level, name, began_s = task.level, task.planner.name, self._clock()
+        try:
+            done = task.planner.round()
+        except (HrlPlannerError, HTTPError) as error:
+            gone = isinstance(error, NotFoundError)
+            self._instruments.failed(level, name, self._clock() - began_s, gone=gone)
+            raise
+        took_s = self._clock() - began_s
+        task.next_s = self._clock() + task.planner.interval_s
+        self._instruments.rounded(level, name, done, took_s)
+        self._log.write(name, done, took_s)
