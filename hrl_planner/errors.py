@@ -13,6 +13,7 @@
       LoadError       a load run was misdescribed, or nothing answers
       KubeError       the API server refused, or lacks what a planner needs
       DecisionLogError  a decision log holds no decision, or one that cannot be asked for again
+      ManifestError   a cluster spec cannot be installed on Kubernetes as it is
       LocalClusterError  a cluster on this machine cannot be started, or died
 
 Whoever raises one writes a message that names the file, the field and the value, and what would
@@ -75,3 +76,7 @@ class DecisionLogError(HrlPlannerError):
 
 class LocalClusterError(HrlPlannerError):
     """A Kubernetes cluster on this machine lacks a program, or one of its servers died."""
+
+
+class ManifestError(HrlPlannerError):
+    """A cluster spec, or an option, that no Kubernetes objects can be made of."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kubernetes import client
+from kubernetes.dynamic import DynamicClient
 
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
@@ -39,3 +40,11 @@ def create_objects(
     api.create_namespaced_custom_object(GROUP, VERSION, namespace, GROUPS, group)
     for pool in pools:
         api.create_namespaced_custom_object(GROUP, VERSION, namespace, POOLS, pool)
+
+
+def create_all(admin: client.ApiClient, objects: list[dict[str, Any]]) -> None:
+    """Create objects of any kind."""
+    dynamic = DynamicClient(admin)
+    for body in objects:
+        resource = dynamic.resources.get(api_version=body["apiVersion"], kind=body["kind"])
+        resource.create(body=body, namespace=body["metadata"]["namespace"])

@@ -6,8 +6,7 @@ errors: the next round sees what there is. All reads go to the API server, none 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from kubernetes import client
@@ -15,35 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from hrl_planner._spec_file import describe
 from hrl_planner.control.pods import PodCounts, count_pods
+from hrl_planner.control.requests import REQUEST_TIMEOUT_S, accepted, asked, kube_error
+from hrl_planner.control.targets import Targets
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.crds import FINALIZER, GROUP, GROUPS, POOLS, VERSION
-from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
-from hrl_planner.ledger import QuotaWrite, Target
-from hrl_planner.ledger.replicas import MISSING
+from hrl_planner.kube.resources import ServingGroup, WorkerPool
+from hrl_planner.ledger import QuotaWrite
 
 MERGE = "application/merge-patch+json"
-REQUEST_TIMEOUT_S = 10.0
-_READS_OF_A_TARGET = 4
-
-
-class TargetState:
-    """A scale target as read: for the ledger, and what else its planner wants to know.
-
-    Attributes:
-        target: for the ledger.
-        selector: of its pods.
-        observed: replicas its controller reports; equal to those asked for once it caught up.
-    """
-
-    __slots__ = ("observed", "selector", "target")
-
-    def __init__(self, target: Target, selector: str = "", observed: int = 0) -> None:
-        """See the class."""
-        self.target, self.selector, self.observed = target, selector, observed
-
-
-class NotFoundError(KubeError):
-    """What was asked for does not exist."""
 
 
 class PoolList(NamedTuple):
@@ -59,6 +37,9 @@ class Connector:
     Args:
         api: an authenticated client.
         namespace: where group, pools and targets are.
+
+    Attributes:
+        targets: the scale targets of the namespace.
     """
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
@@ -66,7 +47,7 @@ class Connector:
         self.namespace = namespace
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
-        self._plurals: dict[tuple[str, str], str] = {}
+        self.targets = Targets(api, namespace)
 
     # Groups and pools.
 
@@ -84,7 +65,7 @@ class Connector:
 
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
-        listed = _asked(
+        listed = asked(
             "list workerpools",
             lambda: self._objects.list_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, POOLS, _request_timeout=REQUEST_TIMEOUT_S
@@ -125,51 +106,13 @@ class Connector:
         """Change fields of a pool's status; a None removes the field."""
         return self._patch_status(POOLS, pool.metadata, status)
 
-    # Targets and pods.
-
-    def target(self, ref: ScaleTargetRef) -> TargetState:
-        """Return a scale target with the version of its spec; missing ones are no error."""
-        for _ in range(_READS_OF_A_TARGET):
-            try:
-                scale: Any = self._objects.get_namespaced_custom_object_scale(
-                    *self._path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
-                )
-                whole: Any = self._objects.get_namespaced_custom_object(
-                    *self._path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
-                )
-            except client.ApiException as error:
-                if error.status == 404:
-                    return TargetState(MISSING)
-                raise _kube_error(f"read {ref.kind} {ref.name}", error) from error
-            meta = whole["metadata"]
-            if scale["metadata"]["resourceVersion"] == meta["resourceVersion"]:
-                return _target_state(scale, meta)
-        raise KubeError(f"{ref.kind} {ref.name}: changes faster than it can be read")
-
-    def scale(self, ref: ScaleTargetRef, replicas: int, version: str) -> bool:
-        """Ask a target for replicas, if it still has a version."""
-        body = {
-            "apiVersion": "autoscaling/v1",
-            "kind": "Scale",
-            "metadata": {
-                "name": ref.name,
-                "namespace": self.namespace,
-                "resourceVersion": version,
-            },
-            "spec": {"replicas": replicas},
-        }
-        return _accepted(
-            f"scale {ref.kind} {ref.name}",
-            lambda: self._objects.replace_namespaced_custom_object_scale(
-                *self._path(ref), ref.name, body, _request_timeout=REQUEST_TIMEOUT_S
-            ),
-        )
+    # Pods and events.
 
     def pods(self, selector: str) -> PodCounts:
         """Return what there is of a target's pods; no selector selects none."""
         if not selector:
             return PodCounts()
-        listed = _asked(
+        listed = asked(
             "list pods",
             lambda: self._core.list_namespaced_pod(
                 self.namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT_S
@@ -185,31 +128,12 @@ class Connector:
             )
         except client.ApiException as error:
             if error.status not in (403, 404, 409, 429):
-                raise _kube_error("create an event", error) from error
+                raise kube_error("create an event", error) from error
 
     # Their parts.
 
-    def _path(self, ref: ScaleTargetRef) -> tuple[str, str, str, str]:
-        group, _, version = ref.api_version.rpartition("/")
-        if not group:
-            raise KubeError(f"scaleTargetRef: {ref.kind} of {ref.api_version} cannot be a target")
-        key = (ref.api_version, ref.kind)
-        if key not in self._plurals:
-            found = _asked(
-                f"discover {ref.api_version}",
-                lambda: self._objects.get_api_resources(group, version),
-            )
-            scaled = {
-                r.name.partition("/")[0] for r in found.resources if r.name.endswith("/scale")
-            }
-            names = [r.name for r in found.resources if r.kind == ref.kind and r.name in scaled]
-            if not names:
-                raise KubeError(f"scaleTargetRef: {ref.api_version} has no scalable {ref.kind}")
-            self._plurals[key] = names[0]
-        return group, version, self.namespace, self._plurals[key]
-
     def _get(self, plural: str, name: str) -> Any:
-        return _asked(
+        return asked(
             f"read {plural}/{name}",
             lambda: self._objects.get_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT_S
@@ -217,7 +141,7 @@ class Connector:
         )
 
     def _patch(self, plural: str, name: str, body: dict[str, Any]) -> bool:
-        return _accepted(
+        return accepted(
             f"patch {plural}/{name}",
             lambda: self._objects.patch_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, plural, name, body,
@@ -227,23 +151,13 @@ class Connector:
 
     def _patch_status(self, plural: str, metadata: Any, status: Mapping[str, Any]) -> bool:
         body = {"metadata": {"resourceVersion": metadata.resource_version}, "status": status}
-        return _accepted(
+        return accepted(
             f"patch the status of {plural}/{metadata.name}",
             lambda: self._objects.patch_namespaced_custom_object_status(
                 GROUP, VERSION, self.namespace, plural, metadata.name, body,
                 _content_type=MERGE, _request_timeout=REQUEST_TIMEOUT_S,
             ),
         )  # fmt: skip
-
-
-def _target_state(scale: Any, meta: Any) -> TargetState:
-    version, generation = meta["resourceVersion"], meta.get("generation")
-    # Where nothing counts changes of the spec, every change counts as one.
-    spec_version = f"{meta['uid']}/{generation or f'version {version}'}"
-    replicas = int(scale["spec"].get("replicas", 0))
-    status = scale.get("status", {})
-    target = Target(replicas, version, spec_version)
-    return TargetState(target, status.get("selector", ""), int(status.get("replicas", 0)))
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -254,29 +168,3 @@ def _parsed(model: type[_Model], data: Any, what: str) -> _Model:
         return model.model_validate(data)
     except ValidationError as error:
         raise KubeError(describe(error, what)) from error
-
-
-def _asked(what: str, ask: Callable[[], Any]) -> Any:
-    try:
-        return ask()
-    except client.ApiException as error:
-        raise _kube_error(what, error) from error
-
-
-def _accepted(what: str, write: Callable[[], Any]) -> bool:
-    try:
-        write()
-    except client.ApiException as error:
-        if error.status in (404, 409):
-            return False
-        raise _kube_error(what, error) from error
-    return True
-
-
-def _kube_error(what: str, error: client.ApiException) -> KubeError:
-    try:
-        message = json.loads(error.body or "{}").get("message", error.reason)
-    except ValueError:
-        message = error.reason
-    kind = NotFoundError if error.status == 404 else KubeError
-    return kind(f"cannot {what}: {error.status} {message}")

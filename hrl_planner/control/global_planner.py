@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hrl_planner.control.conditions import condition, event
-from hrl_planner.control.connector import Connector, NotFoundError, PoolList
+from hrl_planner.control.connector import Connector, PoolList
 from hrl_planner.control.decide import Allocator, GroupPlan, plannable
 from hrl_planner.control.decision import Decision
 from hrl_planner.control.metrics import PoolMetrics
+from hrl_planner.control.requests import NotFoundError
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import accounts_of, budget_of
 from hrl_planner.kube.crds import FINALIZER

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hrl_planner.control.conditions import condition, event
-from hrl_planner.control.connector import Connector, TargetState
+from hrl_planner.control.connector import Connector
 from hrl_planner.control.decide import Scaler, Want
 from hrl_planner.control.decision import Decision
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pods import PodCounts
+from hrl_planner.control.targets import TargetState
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import reservation_of
 from hrl_planner.kube.resources import ServingGroup, WorkerPool
@@ -186,7 +187,7 @@ class LocalPlanner:
     def _look(self) -> _Seen:
         """Read the book first, then what it is about."""
         pool = self._connector.pool(self.name)
-        target = self._connector.target(pool.spec.scale_target_ref)
+        target = self._connector.targets.read(pool.spec.scale_target_ref)
         labels = pool.spec.pod_selector
         selector = ",".join(f"{key}={value}" for key, value in labels.items()) or target.selector
         pods = self._connector.pods(selector)
@@ -217,7 +218,7 @@ class LocalPlanner:
         ref = seen.pool.spec.scale_target_ref
         if isinstance(step, WriteTarget):
             words = f"{ref.kind} {ref.name}: {seen.target.target.replicas} -> {step.replicas}"
-            if not self._connector.scale(ref, step.replicas, step.version):
+            if not self._connector.targets.scale(ref, step.replicas, step.version):
                 return None
             self._tell(seen.pool, "Scaled", words)
             return words

@@ -16,10 +16,10 @@ from typing import Protocol
 
 from urllib3.exceptions import HTTPError
 
-from hrl_planner.control.connector import NotFoundError
 from hrl_planner.control.decision_log import DecisionLog, Round
 from hrl_planner.control.instruments import Instruments
 from hrl_planner.control.lease import DURATION_S, Lease
+from hrl_planner.control.requests import NotFoundError
 from hrl_planner.errors import HrlPlannerError
 
 _log = logging.getLogger(__name__)
