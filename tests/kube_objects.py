@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from kubernetes import client
 from kubernetes.dynamic import DynamicClient
 
+from hrl_planner.control.mirrors import Mirrors
+from hrl_planner.kube.access import find_configuration
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
 from hrl_planner.kube.resources import ScaleTargetRef
-from hrl_planner.localcluster import demo_objects
+from hrl_planner.localcluster import ControlPlane, demo_objects
 from hrl_planner.spec import ClusterSpec
 
 
@@ -24,6 +27,11 @@ def install_definitions(admin: client.ApiClient) -> None:
         broken = conditions.get("NonStructuralSchema")
         assert broken is None or broken.status == "False", broken
         assert conditions["Established"].status == "True"
+
+
+def mirrors_of(plane: ControlPlane) -> Mirrors:
+    """Watches of a control plane, as administrator."""
+    return Mirrors(partial(find_configuration, plane.kubeconfig))
 
 
 def manifests(spec: ClusterSpec, namespace: str) -> list[dict[str, Any]]:

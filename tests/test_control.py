@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ pytest.importorskip("kubernetes")
 from kubernetes import client
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
+from hrl_planner.control.mirrors import Mirrors
+from hrl_planner.control.watched import Reader, Watched
 from hrl_planner.errors import KubeError
 from hrl_planner.kube import WorkerPool, accounts_of, budget_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
@@ -20,7 +23,7 @@ from hrl_planner.ledger import counted
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.spec import ClusterSpec
 from tests.kube import deployment, pod_spec
-from tests.kube_objects import create_objects, install_definitions
+from tests.kube_objects import create_objects, install_definitions, mirrors_of
 
 pytestmark = pytest.mark.kube
 
@@ -34,18 +37,24 @@ class Site:
 
     api: client.ApiClient
     namespace: str
+    mirrors: Mirrors
 
     def __post_init__(self) -> None:
         self.connector = Connector(self.api, self.namespace)
+        self.watched = Watched(self.connector, self.mirrors, whole=True)
         self.objects = client.CustomObjectsApi(self.api)
         self.apps = client.AppsV1Api(self.api)
         self.restart()
 
     def restart(self) -> None:
         """Planners with empty memory."""
-        self.global_planner = GlobalPlanner(self.connector, SPEC.name, NoMetrics(), lambda: 0.0)
+        self.global_planner = GlobalPlanner(
+            self.connector, SPEC.name, NoMetrics(), lambda: 0.0, look=self.watched
+        )
         self.locals = [
-            LocalPlanner(self.connector, p.name, NoMetrics(), lambda: 0.0, settle_s=0.0)
+            LocalPlanner(
+                self.connector, p.name, NoMetrics(), lambda: 0.0, look=self.watched, settle_s=0.0
+            )
             for p in SPEC.pools
         ]
 
@@ -57,9 +66,24 @@ class Site:
 
     def round(self) -> None:
         for planner in self.locals:
+            self.catch_up()
             planner.round()
+        self.catch_up()
         self.global_planner.round()
         self.count_held()
+
+    def catch_up(self) -> None:
+        """Wait until watches tell what is there, so that one round does what one round can."""
+        until_s = time.monotonic() + 10.0
+        while self.known(self.watched) != self.known(self.connector):
+            assert time.monotonic() < until_s, "the watches lag behind"
+            time.sleep(0.01)
+
+    def known(self, reader: Reader) -> list[object]:
+        pools = reader.pools().pools
+        versions: list[object] = [pool.metadata.resource_version for pool in pools]
+        versions += [reader.target(pool.spec.scale_target_ref).target for pool in pools]
+        return [*versions, *(reader.pods(f"app={pool.name}") for pool in pools)]
 
     def pools(self) -> dict[str, WorkerPool]:
         return {pool.name: pool for pool in self.connector.pools(SPEC.name).pools}
@@ -108,8 +132,8 @@ def admin(control_plane: ControlPlane) -> client.ApiClient:
 
 @pytest.fixture
 def site(control_plane: ControlPlane, admin: client.ApiClient) -> Iterator[Site]:
-    with control_plane.namespace("plan") as name:
-        yield Site(admin, name)
+    with control_plane.namespace("plan") as name, mirrors_of(control_plane) as mirrors:
+        yield Site(admin, name, mirrors)
 
 
 def equal_split() -> dict[str, int]:

@@ -20,7 +20,7 @@ pytest.importorskip("kubernetes")
 from kubernetes import client
 
 from hrl_planner.control.health import Health
-from hrl_planner.control.lease import Lease
+from hrl_planner.control.lease import Lease, Leases
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.spec import ClusterSpec
 from tests.kube import deployment, pod_spec
@@ -63,8 +63,9 @@ def test_one_dry_round_prints_what_every_planner_would_do(
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["level"] for line in lines] == ["local"] * len(SPEC.pools) + ["global"]
-    assert set(lines[-1]["plan"]["quotas"]) == {pool.name for pool in SPEC.pools}
+    rounds = [line for line in lines if line["kind"] == "round"]
+    assert [line["level"] for line in rounds] == ["local"] * len(SPEC.pools) + ["global"]
+    assert set(rounds[-1]["decision"]["replicas"]) == {pool.name for pool in SPEC.pools}
 
 
 def test_a_group_that_does_not_exist_is_one_line_and_status_2(
@@ -86,23 +87,24 @@ def test_a_planner_told_to_stop_ends_and_leaves_its_lease_to_the_next(
     with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
+            cluster: dict[str, Any] = json.loads(process.stdout.readline())
             first: dict[str, Any] = json.loads(process.stdout.readline())
-            assert first["level"] == "global"
+            assert (first["level"], first["decision"]["cluster"]) == ("global", cluster["hash"])
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
         finally:
             process.kill()
     api = control_plane.client()
-    lease = Lease(api, namespace, f"hrl-planner-global-{group}", "next", lambda: 0.0)
-    assert lease.hold()
+    leases = Leases(api, namespace, "next", lambda: 0.0)
+    assert Lease(leases, f"hrl-planner-global-{group}").hold()
 
 
 def test_a_lease_is_taken_over_only_when_it_was_not_renewed(
     control_plane: ControlPlane, namespace: str
 ) -> None:
     api, now = control_plane.client(), [0.0]
-    mine = Lease(api, namespace, "one", "mine", lambda: now[0])
-    other = Lease(api, namespace, "one", "other", lambda: now[0])
+    mine = Lease(Leases(api, namespace, "mine", lambda: now[0]), "one")
+    other = Lease(Leases(api, namespace, "other", lambda: now[0]), "one")
     assert mine.hold()
     assert not other.hold()
     now[0] = 14.0

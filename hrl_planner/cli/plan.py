@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from kubernetes.client import ApiClient
-
     from hrl_planner.collect import Source
+    from hrl_planner.control import Connector
     from hrl_planner.control.decision_log import DecisionLog
     from hrl_planner.control.instruments import Instruments
     from hrl_planner.control.metrics import PoolMetrics
-    from hrl_planner.control.run import Planner
+    from hrl_planner.control.run import Key, Planner
+    from hrl_planner.control.watched import Reader
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -58,8 +58,6 @@ Kubeconfig = Annotated[
     typer.Option(help="Absent: the pod's service account, else KUBECONFIG or ~/.kube/config."),
 ]
 
-_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-
 
 @app.command("global")
 def plan_global(
@@ -84,7 +82,7 @@ def plan_global(
     how = _How(
         once, dry_run, health_port, 30.0, metrics, tuple(router or ()), look_s, prometheus, log
     )
-    _plan(kubeconfig, namespace, group, [], how)
+    _plan(kubeconfig, namespace, [group], [], how)
 
 
 @app.command("local")
@@ -111,12 +109,15 @@ def plan_local(
     how = _How(
         once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s, prometheus, log
     )
-    _plan(kubeconfig, namespace, None, [pool], how)
+    _plan(kubeconfig, namespace, [], [pool], how)
 
 
 @app.command("all")
 def plan_all(
-    group: Annotated[str, typer.Option(help="Name of the ServingGroup.")],
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a ServingGroup; may be repeated. Absent: all groups."),
+    ] = None,
     namespace: Namespace = None,
     once: Once = False,
     dry_run: DryRun = False,
@@ -129,14 +130,18 @@ def plan_all(
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Run the planners of a group and of all its pools in one process, for small installations.
+    """Run the planners of all groups of a namespace, and of all their pools, in one process.
 
-    Pools that are added later are planned for after a restart.
+    Groups and pools that come later are planned for, too.
+
+    [bold]Examples[/bold]
+
+      hrl-planner plan all --namespace serving
     """
     how = _How(
         once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s, prometheus, log
     )
-    _plan(kubeconfig, namespace, group, None, how)
+    _plan(kubeconfig, namespace, group or [], None, how)
 
 
 @dataclass(frozen=True)
@@ -161,48 +166,41 @@ class _How:
 def _plan(
     kubeconfig: Path | None,
     namespace: str | None,
-    group: str | None,
+    groups: list[str],
     pools: list[str] | None,
     how: _How,
 ) -> None:
-    """Make the planners asked for (no list of pools: all of the group) and run them."""
+    """Make the planners asked for (no list of pools: all of the groups) and run them."""
     import time
+    from functools import partial
 
-    from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner
+    from hrl_planner.control import Connector
+    from hrl_planner.control.counted_api import CountedApiClient
+    from hrl_planner.control.fleet import GLOBAL, LOCAL, wanted
     from hrl_planner.control.instruments import Instruments
+    from hrl_planner.control.run import Key
+    from hrl_planner.kube.access import blocking_client, own_namespace
 
     instruments = Instruments()
-    api = _client(kubeconfig, instruments)
-    where = namespace or _own_namespace()
-    connector = Connector(api, where)
-    if pools is None:
-        pools = [pool.name for pool in connector.pools(group).pools]
-    with _metrics(kubeconfig, where, how) as metrics:
-        planners: list[tuple[str, Planner]] = [
-            (
-                "local",
-                LocalPlanner(
-                    connector,
-                    name,
-                    metrics,
-                    time.monotonic,
-                    settle_s=how.settle_s,
-                    dry_run=how.dry_run,
-                ),
-            )
-            for name in pools
-        ]
-        if group is not None:
-            planner = GlobalPlanner(connector, group, metrics, time.monotonic, dry_run=how.dry_run)
-            planners.append(("global", planner))
-        with _decision_log(where, how) as log:
-            if not how.one_round:
-                _serve(api, where, planners, how.health_port, log, instruments)
-                return
-            for _, each in planners:
-                began_s = time.monotonic()
-                done = each.round()
-                log.write(each.name, done, time.monotonic() - began_s)
+    api = blocking_client(kubeconfig, partial(CountedApiClient, told=instruments.asked))
+    connector = Connector(api, namespace or own_namespace())
+    keys = None
+    if pools is not None:
+        keys = [Key(LOCAL, name) for name in pools] + [Key(GLOBAL, name) for name in groups]
+    with (
+        _decision_log(connector.namespace, how) as log,
+        _metrics(kubeconfig, connector.namespace, how) as metrics,
+    ):
+        if not how.one_round:
+            _serve(connector, kubeconfig, groups, keys, metrics, how, log, instruments)
+            return
+        if keys is None:
+            keys = wanted(connector.groups(), connector.pools().pools, groups)
+        for key in keys:
+            planner = _made(key, connector, connector, metrics, how)
+            began_s = time.monotonic()
+            done = planner.round()
+            log.write(key.name, done, time.monotonic() - began_s)
 
 
 @contextmanager
@@ -214,6 +212,30 @@ def _decision_log(namespace: str, how: _How) -> Iterator[DecisionLog]:
         yield log
     finally:
         log.close()
+
+
+def _holder() -> str:
+    """Return the name of this process."""
+    import os
+    import socket
+
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _made(key: Key, connector: Connector, look: Reader, metrics: PoolMetrics, how: _How) -> Planner:
+    import time
+
+    from hrl_planner.control import GlobalPlanner, LocalPlanner
+    from hrl_planner.control.fleet import GLOBAL
+
+    if key.level == GLOBAL:
+        return GlobalPlanner(
+            connector, key.name, metrics, time.monotonic, look=look, dry_run=how.dry_run
+        )
+    return LocalPlanner(
+        connector, key.name, metrics, time.monotonic,
+        look=look, settle_s=how.settle_s, dry_run=how.dry_run,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -248,65 +270,50 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
 
 
 def _serve(
-    api: ApiClient,
-    namespace: str,
-    planners: list[tuple[str, Planner]],
-    health_port: int,
+    connector: Connector,
+    kubeconfig: Path | None,
+    groups: list[str],
+    keys: list[Key] | None,
+    metrics: PoolMetrics,
+    how: _How,
     log: DecisionLog,
     instruments: Instruments,
 ) -> None:
+    """Run planners until a signal: those of the keys, or (no keys) of the groups there are."""
     import logging
     import signal
     import time
+    from functools import partial
 
+    from hrl_planner.control.election import EachItsOwn, Elector, OneHeartbeat
+    from hrl_planner.control.fleet import Fleet
     from hrl_planner.control.health import Health
-    from hrl_planner.control.lease import Lease
-    from hrl_planner.control.run import Runner, Task
+    from hrl_planner.control.lease import Leases
+    from hrl_planner.control.mirrors import Mirrors
+    from hrl_planner.control.run import Key, Runner
+    from hrl_planner.control.watched import Watched
+    from hrl_planner.kube.access import find_configuration
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    holder = _holder()
-    tasks = [
-        Task(
-            level,
-            planner,
-            Lease(api, namespace, f"hrl-planner-{level}-{planner.name}", holder, time.monotonic),
+    leases = Leases(connector.api, connector.namespace, _holder(), time.monotonic)
+    with Mirrors(partial(find_configuration, kubeconfig)) as mirrors:
+        watched = Watched(
+            connector,
+            mirrors,
+            whole=keys is None,
+            wake=lambda level, name: runner.wake(level, name),
         )
-        for level, planner in planners
-    ]
-    runner = Runner(tasks, log, instruments)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: runner.stop())
-    with Health(health_port, runner.alive, runner.ready, instruments.page):
-        runner.run()
 
+        def make(level: str, name: str) -> Planner:
+            return _made(Key(level, name), connector, watched, metrics, how)
 
-def _holder() -> str:
-    """Return the name of this process."""
-    import os
-    import socket
-
-    return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def _client(kubeconfig: Path | None, instruments: Instruments) -> ApiClient:
-    from kubernetes import config
-
-    from hrl_planner.control.counted_api import CountedApiClient
-    from hrl_planner.errors import KubeError
-
-    try:
-        if kubeconfig is not None:
-            config.load_kube_config(str(kubeconfig))  # type: ignore[no-untyped-call]
-        elif _POD_NAMESPACE.exists():
-            config.load_incluster_config()  # type: ignore[no-untyped-call]
-        else:
-            config.load_kube_config()  # type: ignore[no-untyped-call]
-    except config.ConfigException as error:
-        raise KubeError(f"no way to the API server: {error}") from error
-    return CountedApiClient(instruments.asked)
-
-
-def _own_namespace() -> str:
-    if _POD_NAMESPACE.exists():
-        return _POD_NAMESPACE.read_text(encoding="utf-8").strip()
-    return "default"
+        with Elector(OneHeartbeat(leases) if keys is None else EachItsOwn(leases)) as elector:
+            if keys is None:
+                runner = Runner(Fleet(watched, make, groups).planners, elector, log, instruments)
+            else:
+                planners = {key: make(*key) for key in keys}
+                runner = Runner(lambda: planners, elector, log, instruments)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: runner.stop())
+            with Health(how.health_port, runner.alive, runner.ready, instruments.page):
+                runner.run()

@@ -1,24 +1,26 @@
 """The API server as planners see it: typed reads, and writes guarded by version.
 
 A write answers whether it was accepted. Refused as outdated (409) and object gone (404) are no
-errors: the next round sees what there is. All reads go to the API server, none to a watch.
+errors: the next round sees what there is. All reads go to the API server, none to a watch; what
+watches tell is in `watched.py`. What a write returns is the object as it was written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from kubernetes import client
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from hrl_planner._spec_file import describe
-from hrl_planner.control.pods import PodCounts, count_pods
+from hrl_planner.control.pods import PodCounts, count_pods, pod_of
 from hrl_planner.control.requests import REQUEST_TIMEOUT_S, accepted, asked, kube_error
-from hrl_planner.control.targets import Targets
+from hrl_planner.control.targets import Targets, TargetState
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.crds import FINALIZER, GROUP, GROUPS, POOLS, VERSION
-from hrl_planner.kube.resources import ServingGroup, WorkerPool
+from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.ledger import QuotaWrite
 
 MERGE = "application/merge-patch+json"
@@ -39,11 +41,14 @@ class Connector:
         namespace: where group, pools and targets are.
 
     Attributes:
+        api: the client, for what is no read or write of a planner.
+        namespace: as given.
         targets: the scale targets of the namespace.
     """
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         """See the class."""
+        self.api = api
         self.namespace = namespace
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
@@ -57,54 +62,51 @@ class Connector:
         Raises:
             KubeError: if it does not exist, cannot be read, or is not as its definition says.
         """
-        return _parsed(ServingGroup, self._get(GROUPS, name), f"servinggroup {name}")
+        return parsed_group(self._get(GROUPS, name))
+
+    def groups(self) -> list[str]:
+        """Return the names of the groups of the namespace."""
+        return sorted(item["metadata"]["name"] for item in self._list(GROUPS))
 
     def pool(self, name: str) -> WorkerPool:
         """Return a worker pool; errors as for a group."""
-        return _parsed(WorkerPool, self._get(POOLS, name), f"workerpool {name}")
+        return parsed_pool(self._get(POOLS, name))
 
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
-        listed = asked(
-            "list workerpools",
-            lambda: self._objects.list_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, POOLS, _request_timeout=REQUEST_TIMEOUT_S
-            ),
-        )
-        pools, unreadable = [], {}
-        for item in sorted(listed["items"], key=lambda item: str(item["metadata"]["name"])):
-            if group is not None and item.get("spec", {}).get("group") != group:
-                continue
-            name = item["metadata"]["name"]
-            try:
-                pools.append(_parsed(WorkerPool, item, f"workerpool {name}"))
-            except KubeError as error:
-                unreadable[name] = str(error)
-        return PoolList(tuple(pools), unreadable)
+        items = [i for i in self._list(POOLS) if group is None or _group_of(i) == group]
+        return pool_list({item["metadata"]["name"]: pool_or_error(item) for item in items}, group)
 
-    def write_quota(self, write: QuotaWrite, pool: WorkerPool) -> bool:
+    def target(self, ref: ScaleTargetRef) -> TargetState:
+        """Return a scale target, see `Targets.read`."""
+        return self.targets.read(ref)
+
+    def write_quota(self, write: QuotaWrite, pool: WorkerPool) -> WorkerPool | None:
         """Write a quota; the pool must give back its GPUs before it can go from then on."""
         finalizers = list(dict.fromkeys((*pool.metadata.finalizers, FINALIZER)))
         metadata: dict[str, Any] = {"resourceVersion": write.version}
         if pool.metadata.deletion_timestamp is None:
             metadata["finalizers"] = finalizers
         spec = {"quota": write.quota, "quotaSequence": pool.spec.quota_sequence + 1}
-        return self._patch(POOLS, write.pool, {"metadata": metadata, "spec": spec})
+        body = {"metadata": metadata, "spec": spec}
+        return _parsed(parsed_pool, self._patch(POOLS, write.pool, body))
 
     def release(self, pool: WorkerPool) -> bool:
         """Let a pool go that has given everything back."""
         finalizers = [f for f in pool.metadata.finalizers if f != FINALIZER]
         version = pool.metadata.resource_version
         metadata = {"resourceVersion": version, "finalizers": finalizers}
-        return self._patch(POOLS, pool.name, {"metadata": metadata})
+        return self._patch(POOLS, pool.name, {"metadata": metadata}) is not None
 
-    def write_group_status(self, group: ServingGroup, status: Mapping[str, Any]) -> bool:
+    def write_group_status(
+        self, group: ServingGroup, status: Mapping[str, Any]
+    ) -> ServingGroup | None:
         """Change fields of a group's status, given as Kubernetes spells them."""
-        return self._patch_status(GROUPS, group.metadata, status)
+        return _parsed(parsed_group, self._patch_status(GROUPS, group.metadata, status))
 
-    def write_pool_status(self, pool: WorkerPool, status: Mapping[str, Any]) -> bool:
+    def write_pool_status(self, pool: WorkerPool, status: Mapping[str, Any]) -> WorkerPool | None:
         """Change fields of a pool's status; a None removes the field."""
-        return self._patch_status(POOLS, pool.metadata, status)
+        return _parsed(parsed_pool, self._patch_status(POOLS, pool.metadata, status))
 
     # Pods and events.
 
@@ -115,10 +117,11 @@ class Connector:
         listed = asked(
             "list pods",
             lambda: self._core.list_namespaced_pod(
-                self.namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT_S
+                self.namespace, label_selector=selector,
+                _preload_content=False, _request_timeout=REQUEST_TIMEOUT_S,
             ),
-        )
-        return count_pods(listed.items)
+        )  # fmt: skip
+        return count_pods(pod_of(item) for item in json.loads(listed.data)["items"])
 
     def event(self, event: Any) -> None:
         """Create an event; a planner does not fail for want of one."""
@@ -140,7 +143,17 @@ class Connector:
             ),
         )
 
-    def _patch(self, plural: str, name: str, body: dict[str, Any]) -> bool:
+    def _list(self, plural: str) -> list[Any]:
+        listed = asked(
+            f"list {plural}",
+            lambda: self._objects.list_namespaced_custom_object(
+                GROUP, VERSION, self.namespace, plural, _request_timeout=REQUEST_TIMEOUT_S
+            ),
+        )
+        items: list[Any] = listed["items"]
+        return items
+
+    def _patch(self, plural: str, name: str, body: dict[str, Any]) -> Any:
         return accepted(
             f"patch {plural}/{name}",
             lambda: self._objects.patch_namespaced_custom_object(
@@ -149,7 +162,7 @@ class Connector:
             ),
         )  # fmt: skip
 
-    def _patch_status(self, plural: str, metadata: Any, status: Mapping[str, Any]) -> bool:
+    def _patch_status(self, plural: str, metadata: Any, status: Mapping[str, Any]) -> Any:
         body = {"metadata": {"resourceVersion": metadata.resource_version}, "status": status}
         return accepted(
             f"patch the status of {plural}/{metadata.name}",
@@ -160,11 +173,71 @@ class Connector:
         )  # fmt: skip
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
+class UnreadablePoolError(KubeError):
+    """A pool is not as its definition says.
+
+    Attributes:
+        group: the group it says it belongs to.
+    """
+
+    def __init__(self, message: str, group: str) -> None:
+        """See the class."""
+        super().__init__(message)
+        self.group = group
 
 
-def _parsed(model: type[_Model], data: Any, what: str) -> _Model:
+def parsed_group(item: Any) -> ServingGroup:
+    """Return the group that the API server's data describe.
+
+    Raises:
+        KubeError: if they are not as the definition says.
+    """
     try:
-        return model.model_validate(data)
+        return ServingGroup.model_validate(item)
     except ValidationError as error:
-        raise KubeError(describe(error, what)) from error
+        name = item["metadata"]["name"]
+        raise KubeError(describe(error, f"servinggroup {name}")) from error
+
+
+def parsed_pool(item: Any) -> WorkerPool:
+    """Return the pool that the API server's data describe.
+
+    Raises:
+        UnreadablePoolError: if they are not as the definition says.
+    """
+    try:
+        return WorkerPool.model_validate(item)
+    except ValidationError as error:
+        what = describe(error, f"workerpool {item['metadata']['name']}")
+        raise UnreadablePoolError(what, _group_of(item)) from error
+
+
+def pool_or_error(item: Any) -> WorkerPool | UnreadablePoolError:
+    """Return the pool, or why there is none to return."""
+    try:
+        return parsed_pool(item)
+    except UnreadablePoolError as error:
+        return error
+
+
+def pool_list(pools: Mapping[str, WorkerPool | UnreadablePoolError], group: str | None) -> PoolList:
+    """Return those of a group, or all, by name."""
+    found, unreadable = [], {}
+    for name, pool in sorted(pools.items()):
+        if isinstance(pool, UnreadablePoolError):
+            if group in (None, pool.group):
+                unreadable[name] = str(pool)
+        elif group in (None, pool.spec.group):
+            found.append(pool)
+    return PoolList(tuple(found), unreadable)
+
+
+def _group_of(item: Any) -> str:
+    return str(item.get("spec", {}).get("group", ""))
+
+
+_Model = TypeVar("_Model", ServingGroup, WorkerPool)
+
+
+def _parsed(parse: Callable[[Any], _Model], written: Any | None) -> _Model | None:
+    return None if written is None else parse(written)

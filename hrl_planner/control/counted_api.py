@@ -15,13 +15,16 @@ class CountedApiClient(client.ApiClient):
     """See the module.
 
     Args:
+        configuration: the way to the server.
         told: called with verb and resource as roles of Kubernetes name them, and the status of the
             answer, or `error` where there was none.
     """
 
-    def __init__(self, told: Callable[[str, str, str], None]) -> None:
+    def __init__(
+        self, configuration: client.Configuration, told: Callable[[str, str, str], None]
+    ) -> None:
         """See the class."""
-        super().__init__()
+        super().__init__(configuration)
         self._told = told
 
     def call_api(self, method: str, url: str, *args: Any, **kwargs: Any) -> Any:

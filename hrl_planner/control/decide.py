@@ -126,8 +126,13 @@ class Scaler:
             observation = observe(spec, fit, self._metrics, now_s)
             made = self._decider.decide(spec, choice, observation)
         except HrlPlannerError:
-            if choice.policy != QUOTA or choice.checkpoint is not None:
+            if not decides_nothing(group):
                 raise
             pool = next(pool for pool in pools if pool.name == name)
             return Want(pool.spec.quota or 0, WHOLE_QUOTA)
         return Want(made.replicas[name], made.plan.reason, made)
+
+
+def decides_nothing(group: ServingGroup) -> bool:
+    """Say whether pools take all they may have, so that a new quota needs no decision."""
+    return group.spec.policy.scaler == QUOTA and group.spec.policy.checkpoint is None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
@@ -67,11 +68,16 @@ class DecisionLog:
     ) -> None:
         """See the class."""
         self._to, self._by, self._namespace, self._clock = to, by, namespace, clock
+        self._lock = threading.Lock()
         self._last: tuple[ClusterSpec, ClusterLine] | None = None
         self._told_s: dict[str, float] = {}  # hash of a cluster, and when it was written
 
     def write(self, name: str, done: Round, took_s: float) -> None:
-        """Write a round of the planner of this name."""
+        """Write a round of the planner of this name; may be called from any thread."""
+        with self._lock:
+            self._write(name, done, took_s)
+
+    def _write(self, name: str, done: Round, took_s: float) -> None:
         now_s = round(self._clock(), 3)
         decision = done.decision
         cluster = None if decision is None else self._described(decision.spec, now_s)

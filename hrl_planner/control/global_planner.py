@@ -2,15 +2,17 @@
 
 A plan is decided every `intervals.globalS`. In between, every `localS`, what has been released
 since is granted to those who wait. The plan in force stands in the group's status, so a planner
-that starts anew goes on with it. Which writes are allowed, the ledger says, read by read.
+that starts anew goes on with it. Which writes are allowed, the ledger says, and what it has to
+know for certain is read from the API server; the rest may be as old as a watch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from hrl_planner.control.conditions import condition, event
 from hrl_planner.control.connector import Connector, PoolList
@@ -18,13 +20,15 @@ from hrl_planner.control.decide import Allocator, GroupPlan, plannable
 from hrl_planner.control.decision import Decision
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.requests import NotFoundError
+from hrl_planner.control.watched import Reader
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import accounts_of, budget_of
 from hrl_planner.kube.crds import FINALIZER
 from hrl_planner.kube.resources import ServingGroup
 from hrl_planner.ledger import Account, Claim, Settlement, counted, settle
 
-_MOST_STEPS = 8  # of settling in one round: lower, claim, raise, strike out, and conflicts
+# Of settling in one round: lower, read, claim, raise, read, strike out, and conflicts.
+_MOST_STEPS = 10
 COMPONENT = "hrl-planner-global"
 
 
@@ -60,13 +64,38 @@ class GlobalRound:
         return None if self.plan is None else self.plan.decision
 
 
-class _Settled(NamedTuple):
-    """What the ledger said last, what was written in all, and what was read for the last step."""
+@dataclass(frozen=True)
+class _Seen:
+    """A group and its pools, and whether both are known to be how things are."""
 
-    settlement: Settlement
-    written: list[str]
+    group: ServingGroup
     listed: PoolList
-    used: Mapping[str, float]
+    fresh: bool
+
+    @cached_property
+    def claims(self) -> tuple[Claim, ...]:
+        """The group's book."""
+        found = self.group.status.claims
+        return tuple(Claim(c.pool, c.uid, c.version, c.quota) for c in found)
+
+    @cached_property
+    def accounts(self) -> list[Account]:
+        """The pools' accounts; a pool nobody understands may hold anything of everything."""
+        unknown: dict[str, float | None] = dict.fromkeys(budget_of(self.group))
+        strangers = [
+            Account(name, "", "", quota=None, reserved=None, maximum=1, cost=unknown)
+            for name in self.listed.unreadable
+        ]
+        return [*accounts_of(self.group, self.listed.pools), *strangers]
+
+    @property
+    def used(self) -> Mapping[str, float]:
+        """How much of every bounded resource is granted or held; infinite if unknown."""
+        return counted(budget_of(self.group), self.accounts, self.claims)
+
+    def settle(self, quotas: Mapping[str, int], *, fresh: bool) -> Settlement:
+        """Return what the ledger says of it."""
+        return settle(budget_of(self.group), self.accounts, self.claims, quotas, fresh=fresh)
 
 
 class GlobalPlanner:
@@ -77,6 +106,7 @@ class GlobalPlanner:
         name: of the group.
         metrics: what is known of the traffic.
         clock: seconds, monotonic.
+        look: where to look first; absent: at the API server itself.
         dry_run: write nothing.
     """
 
@@ -87,12 +117,14 @@ class GlobalPlanner:
         metrics: PoolMetrics,
         clock: Callable[[], float],
         *,
+        look: Reader | None = None,
         dry_run: bool = False,
     ) -> None:
         """See the class."""
         self.name = name
         self.interval_s = 10.0
         self._connector = connector
+        self._look_at = look or connector
         self._allocator = Allocator(metrics)
         self._clock = clock
         self._dry_run = dry_run
@@ -105,29 +137,29 @@ class GlobalPlanner:
             KubeError: if the API server refuses or does not know the group.
         """
         try:
-            group = self._connector.group(self.name)
+            group = self._look_at.group(self.name)
         except NotFoundError:
-            self._let_go()  # without a group there is no budget to guard
+            self._let_go()
             raise
-        listed = self._connector.pools(self.name)
+        seen = _Seen(group, self._look_at.pools(self.name), fresh=False)
         self.interval_s = group.spec.intervals.local_s
-        plan, error = self._plan(group, listed)
+        plan, error = self._plan(group, seen.listed)
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
-        settled = self._settle(quotas, writes=writes)
+        seen, settlement, written = self._settle(seen, quotas, writes=writes)
         if group.spec.policy.mode == "shadow":
             self._let_go()
         if not self._dry_run:
-            self._report(plan, settled.settlement, error)
+            self._report(seen, plan, settlement, error)
         return GlobalRound(
             group.spec.policy.mode,
             plan,
             quotas,
-            {pool.name: pool.spec.quota for pool in settled.listed.pools},
+            {pool.name: pool.spec.quota for pool in seen.listed.pools},
             budget_of(group),
-            settled.used,
-            settled.settlement,
-            tuple(settled.written),
+            seen.used,
+            settlement,
+            tuple(written),
             error,
         )
 
@@ -144,53 +176,84 @@ class GlobalPlanner:
 
     def _let_go(self) -> None:
         """Let deleted pools go at once where no budget is enforced."""
-        for pool in self._connector.pools(self.name).pools:
-            kept = FINALIZER in pool.metadata.finalizers
-            if kept and pool.metadata.deletion_timestamp is not None and not self._dry_run:
-                self._connector.release(pool)
+        leaving = [
+            pool
+            for pool in self._look_at.pools(self.name).pools
+            if FINALIZER in pool.metadata.finalizers and pool.metadata.deletion_timestamp
+        ]
+        if not leaving or self._dry_run or self._guards_a_budget():
+            return
+        for pool in leaving:
+            self._connector.release(pool)
 
-    def _settle(self, quotas: Mapping[str, int], *, writes: bool) -> _Settled:
+    def _guards_a_budget(self) -> bool:
+        """Ask the API server itself: a watch may still say what was true a moment ago."""
+        try:
+            return self._connector.group(self.name).spec.policy.mode == "active"
+        except NotFoundError:
+            return False
+
+    def _settle(
+        self, seen: _Seen, quotas: Mapping[str, int], *, writes: bool
+    ) -> tuple[_Seen, Settlement, list[str]]:
         """Write what the ledger allows until it allows no more."""
         written: list[str] = []
+        settlement = Settlement()
         for _ in range(_MOST_STEPS):
-            group = self._connector.group(self.name)  # the book, before the pools
-            listed = self._connector.pools(self.name)
-            accounts = _accounts(group, listed)
-            settlement = settle(budget_of(group), accounts, _claims(group), quotas, fresh=True)
+            settlement = seen.settle(quotas, fresh=seen.fresh)
+            if settlement.stale:
+                forecast = seen.settle(quotas, fresh=True)
+                if writes and forecast.book is not None:
+                    seen = self._look_afresh()
+                    continue
+                # Nothing would come of reading afresh but another wording of who waits.
+                settlement = replace(settlement, waits=forecast.waits)
             if not writes:
                 break
-            done = self._write(group, listed, settlement)
+            done, seen = self._write(seen, settlement)
             written += done
             if not done:
                 break
-        used = counted(budget_of(group), accounts, _claims(group))
-        return _Settled(settlement, written, listed, used)
+        return seen, settlement, written
 
-    def _write(self, group: ServingGroup, listed: PoolList, what: Settlement) -> list[str]:
-        pools = {pool.name: pool for pool in listed.pools}
-        done = [
-            f"{write.pool}: quota {pools[write.pool].spec.quota} -> {write.quota}"
-            for write in (*what.lower, *what.raises)
-            if self._connector.write_quota(write, pools[write.pool])
-        ]
+    def _look_afresh(self) -> _Seen:
+        group = self._connector.group(self.name)  # the book, before the pools
+        return _Seen(group, self._connector.pools(self.name), fresh=True)
+
+    def _write(self, seen: _Seen, what: Settlement) -> tuple[list[str], _Seen]:
+        """Return what was done, in words, and how things are then."""
+        pools = {pool.name: pool for pool in seen.listed.pools}
+        done = []
+        for write in (*what.lower, *what.raises):
+            before = pools[write.pool]
+            after = self._connector.write_quota(write, before)
+            if after is not None:
+                pools[write.pool] = after
+                done.append(f"{write.pool}: quota {before.spec.quota} -> {write.quota}")
         for account in what.release:
             if self._connector.release(pools[account.name]):
+                del pools[account.name]
                 done.append(f"{account.name}: released")
+        group = seen.group
         if what.book is not None:
             book = [
                 {"pool": c.pool, "uid": c.uid, "version": c.version, "quota": c.quota}
                 for c in what.book
             ]
-            if self._connector.write_group_status(group, {"claims": book}):
+            booked = self._connector.write_group_status(group, {"claims": book})
+            if booked is not None:
+                group = booked
                 done.append(
                     "claims: " + (", ".join(f"{c.pool} {c.quota}" for c in what.book) or "none")
                 )
-        return done
+        listed = PoolList(tuple(pools.values()), seen.listed.unreadable)
+        return done, _Seen(group, listed, fresh=False)
 
-    def _report(self, plan: GroupPlan | None, settlement: Settlement, error: str) -> None:
+    def _report(
+        self, seen: _Seen, plan: GroupPlan | None, settlement: Settlement, error: str
+    ) -> None:
         """Bring the group's status up to date, and tell what changed."""
-        group = self._connector.group(self.name)
-        listed = self._connector.pools(self.name)
+        group, listed = seen.group, seen.listed
         status: dict[str, Any] = {"observedGeneration": group.metadata.generation}
         if plan is not None:
             status |= {"planned": _replaced(group.status.planned, plan.quotas)}
@@ -202,11 +265,13 @@ class GlobalPlanner:
                     for name, rates in plan.flows.items()
                 }
         status["waits"] = _replaced(group.status.waits, settlement.waits)
-        used = counted(budget_of(group), _accounts(group, listed), _claims(group))
+        used = seen.used
         finite = {name: amount for name, amount in used.items() if math.isfinite(amount)}
         status["granted"] = _replaced(group.status.granted, finite)
         status["conditions"] = self._conditions(group, listed, plan, used, error)
-        self._connector.write_group_status(group, status)
+        now = group.status.model_dump(mode="json", by_alias=True)
+        if any(now.get(name) != value for name, value in status.items()):
+            self._connector.write_group_status(group, status)
         if plan is not None and plan.quotas != group.status.planned:
             self._connector.event(
                 event(
@@ -255,21 +320,9 @@ class GlobalPlanner:
             )  # fmt: skip
         kinds = {c["type"] for c in result}
         kept = [c for kind, c in before.items() if kind not in kinds]
-        return [*result, *(c.model_dump(by_alias=True, exclude_none=True) for c in kept)]
-
-
-def _claims(group: ServingGroup) -> tuple[Claim, ...]:
-    return tuple(Claim(c.pool, c.uid, c.version, c.quota) for c in group.status.claims)
-
-
-def _accounts(group: ServingGroup, listed: PoolList) -> list[Account]:
-    """Return the accounts; a pool nobody understands may hold anything of everything."""
-    unknown: dict[str, float | None] = dict.fromkeys(budget_of(group))
-    strangers = [
-        Account(name, "", "", quota=None, reserved=None, maximum=1, cost=unknown)
-        for name in listed.unreadable
-    ]
-    return [*accounts_of(group, listed.pools), *strangers]
+        # As the status is read back, so that an unchanged one is recognised.
+        made = [{**c, "observedGeneration": None} for c in result]
+        return [*made, *(c.model_dump(by_alias=True) for c in kept)]
 
 
 def _replaced(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,6 @@ _POOL = ("group", "pool")
 
 # Name: what it says, labels.
 _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "leader": ("Whether this process leads.", ("level", "name")),
     "decision_timestamp_seconds": ("When a policy decided last.", ("level", "name")),
     "group_active": ("1 if decisions are carried out, 0 in shadow mode.", ("group",)),
     "budget_gpus": ("GPUs there are, by type and in total.", ("group", "resource")),
@@ -116,6 +115,9 @@ class Instruments:
             ("level", "action", "cause"),
             registry=r,
         )
+        self._leader = Gauge(
+            "hrl_planner_leader", "Whether this process acts.", ("level", "name"), registry=r
+        )
         self._gauges = {
             name: Gauge(f"hrl_planner_{name}", text, labels, registry=r)
             for name, (text, labels) in _GAUGES.items()
@@ -136,7 +138,14 @@ class Instruments:
         with self._lock:
             if not leads:
                 self._series(level, name).forget()
-            self._gauges["leader"].labels(level, name).set(leads)
+            self._leader.labels(level, name).set(leads)
+
+    def ended(self, level: str, name: str) -> None:
+        """Forget a planner."""
+        with self._lock:
+            self._series(level, name).forget()
+            del self._planners[level, name]
+            self._leader.remove(level, name)
 
     def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
         """Count a round that came to no end; what it is about may not exist any more."""

@@ -1,12 +1,19 @@
-"""Pods of a target, counted by what they hold and do."""
+"""Pods of a target, counted by what they hold and do.
+
+Of a pod only its labels and its state are kept; what ended holds nothing and is not kept at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hrl_planner.ledger import Pods
+
+State = Literal["ready", "starting", "draining"]
+Labels = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +30,33 @@ class PodCounts:
         return Pods(self.ready + self.starting, self.draining)
 
 
-def count_pods(pods: Iterable[Any]) -> PodCounts:
-    """Count V1Pods."""
-    ready = starting = draining = 0
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What planners know of a pod."""
+
+    labels: Labels
+    state: State
+
+
+def pod_of(item: Mapping[str, Any]) -> Pod | None:
+    """Return the pod that the API server's data describe; None once it has ended."""
+    metadata, status = item["metadata"], item.get("status", {})
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return None
+    labels = {
+        sys.intern(key): sys.intern(value) for key, value in metadata.get("labels", {}).items()
+    }
+    if metadata.get("deletionTimestamp") is not None:
+        return Pod(labels, "draining")
+    conditions = status.get("conditions") or ()
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return Pod(labels, "ready" if ready else "starting")
+
+
+def count_pods(pods: Iterable[Pod | None]) -> PodCounts:
+    """Count pods by state."""
+    counts: dict[State, int] = {"ready": 0, "starting": 0, "draining": 0}
     for pod in pods:
-        if pod.status.phase in ("Succeeded", "Failed"):
-            continue
-        if pod.metadata.deletion_timestamp is not None:
-            draining += 1
-        elif any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or ()):
-            ready += 1
-        else:
-            starting += 1
-    return PodCounts(ready, starting, draining)
+        if pod is not None:
+            counts[pod.state] += 1
+    return PodCounts(**counts)

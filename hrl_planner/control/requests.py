@@ -29,15 +29,14 @@ def asked(what: str, ask: Callable[[], Any]) -> Any:
         raise kube_error(what, error) from error
 
 
-def accepted(what: str, write: Callable[[], Any]) -> bool:
-    """Say whether a write was accepted: outdated (409) and object gone (404) are no errors."""
+def accepted(what: str, write: Callable[[], Any]) -> Any | None:
+    """Return what was written, or None: outdated (409) and object gone (404) are no errors."""
     try:
-        write()
+        return write()
     except client.ApiException as error:
         if error.status in (404, 409):
-            return False
+            return None
         raise kube_error(what, error) from error
-    return True
 
 
 def kube_error(what: str, error: client.ApiException) -> KubeError:

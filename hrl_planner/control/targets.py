@@ -55,10 +55,10 @@ class Targets:
         for _ in range(_READS_OF_A_TARGET):
             try:
                 scale: Any = self._objects.get_namespaced_custom_object_scale(
-                    *self._path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
+                    *self.path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
                 )
                 whole: Any = self._objects.get_namespaced_custom_object(
-                    *self._path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
+                    *self.path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
                 )
             except client.ApiException as error:
                 if error.status == 404:
@@ -81,14 +81,20 @@ class Targets:
             },
             "spec": {"replicas": replicas},
         }
-        return accepted(
+        written = accepted(
             f"scale {ref.kind} {ref.name}",
             lambda: self._objects.replace_namespaced_custom_object_scale(
-                *self._path(ref), ref.name, body, _request_timeout=REQUEST_TIMEOUT_S
+                *self.path(ref), ref.name, body, _request_timeout=REQUEST_TIMEOUT_S
             ),
         )
+        return written is not None
 
-    def _path(self, ref: ScaleTargetRef) -> tuple[str, str, str, str]:
+    def path(self, ref: ScaleTargetRef) -> tuple[str, str, str, str]:
+        """Return group, version, namespace and plural of a target's kind.
+
+        Raises:
+            KubeError: if the API server has no such kind that can be scaled.
+        """
         group, _, version = ref.api_version.rpartition("/")
         if not group:
             raise KubeError(f"scaleTargetRef: {ref.kind} of {ref.api_version} cannot be a target")

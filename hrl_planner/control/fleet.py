@@ -1,0 +1,61 @@
+"""Which planners there should be: those of the groups there are, and of all their pools.
+
+Asked again and again by the runner: a pool that is new has a planner from then on, and one that is
+gone has none any more. Of a group that was deleted the global planner stays until it has let its
+deleted pools go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+from hrl_planner.control.run import Key, Planner
+from hrl_planner.control.watched import Watched
+from hrl_planner.kube.crds import FINALIZER
+from hrl_planner.kube.resources import WorkerPool
+
+GLOBAL, LOCAL = "global", "local"
+
+
+class Fleet:
+    """The planners of a namespace.
+
+    Args:
+        watched: tells which groups and pools there are.
+        make: makes a planner of a level, by its name.
+        only: names of groups; none for all groups.
+    """
+
+    def __init__(
+        self, watched: Watched, make: Callable[[str, str], Planner], only: Collection[str] = ()
+    ) -> None:
+        """See the class."""
+        self._watched = watched
+        self._make = make
+        self._only = frozenset(only)
+        self._planners: dict[Key, Planner] = {}
+
+    def planners(self) -> Mapping[Key, Planner]:
+        """Return them all; those that were there before are the same ones."""
+        groups = self._watched.groups()
+        if groups is not None:
+            keys = wanted(groups, self._watched.pools().pools, self._only)
+            self._planners = {
+                key: self._planners.get(key) or self._make(key.level, key.name) for key in keys
+            }
+        return self._planners
+
+
+def wanted(
+    groups: Collection[str], pools: Collection[WorkerPool], only: Collection[str] = ()
+) -> list[Key]:
+    """Return the planners that groups and pools need: those of pools first, as groups need them."""
+    planned = set(only) or set(groups)
+    leaving = {
+        pool.spec.group
+        for pool in pools
+        if FINALIZER in pool.metadata.finalizers and pool.metadata.deletion_timestamp
+    }
+    locals_ = [Key(LOCAL, pool.name) for pool in pools if pool.spec.group in planned]
+    guarded = planned if only else planned | leaving
+    return [*locals_, *(Key(GLOBAL, name) for name in sorted(guarded))]
