@@ -29,9 +29,8 @@ __all__ = ["site"]  # a fixture
 
 
 def repeated(*paths: Path, instead: Instead | None = None) -> list[Again]:
-    replayer = Replayer(instead)
     logs = DecisionLogs([str(path) for path in paths])
-    return [replayer.again(entry) for entry in logs if entry.round.decision is not None]
+    return [step.again for step in Replayer(instead).steps(logs) if step.again is not None]
 
 
 def verdicts(*paths: Path, instead: Instead | None = None) -> list[str]:

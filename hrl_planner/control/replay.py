@@ -7,7 +7,7 @@ the policy is asked all the same, but that it answers otherwise proves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -60,6 +60,14 @@ class Again:
     logged_policy: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A round of the log and, where it has a decision, its repetition."""
+
+    entry: Entry
+    again: Again | None
+
+
 class Replayer:
     """Asks again.
 
@@ -72,10 +80,13 @@ class Replayer:
         self._instead = instead or Instead()
         self._streams: dict[tuple[str, ...], _Stream] = {}
 
-    def again(self, entry: Entry) -> Again:
-        """Repeat the decision of a round, which has one."""
-        logged = entry.round.decision
-        assert logged is not None, "a round without a decision"
+    def steps(self, entries: Iterable[Entry]) -> Iterator[Step]:
+        """Repeat the decisions of rounds, in their order."""
+        for entry in entries:
+            logged = entry.round.decision
+            yield Step(entry, None if logged is None else self._again(entry, logged))
+
+    def _again(self, entry: Entry, logged: DecisionLine) -> Again:
         stream = self._streams.setdefault(entry.round.stream, _Stream())
         whole = stream.follows(logged.turn)
         if entry.cluster is None:
