@@ -15,6 +15,7 @@ from hrl_planner.control.decision_log import DecisionLog, to_file
 from hrl_planner.control.global_planner import GlobalRound
 from hrl_planner.control.local_planner import LocalRound
 from hrl_planner.control.pods import PodCounts
+from hrl_planner.control.pool_list import PoolList
 from hrl_planner.kube.convert import budget_of, manifests_of
 from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.ledger import Settlement
@@ -119,7 +120,7 @@ class Site:
         ]
 
     def global_round(self) -> GlobalRound:
-        plan = self._allocator.plan(self.group, self.pools(), self.now_s)
+        plan = self._allocator.plan(self.group, PoolList(tuple(self.pools())), self.now_s)
         self.quotas |= plan.quotas
         self.decisions.append(plan.decision)
         budget = budget_of(self.group)
@@ -130,7 +131,7 @@ class Site:
         return done
 
     def local_round(self, name: str) -> LocalRound:
-        want = self._scalers[name].want(self.group, self.pools(), name, self.now_s)
+        want = self._scalers[name].want(self.group, PoolList(tuple(self.pools())), name, self.now_s)
         before, self.replicas[name] = self.replicas[name], min(want.replicas, self.quotas[name])
         now, gpus = self.replicas[name], 2 * self.replicas[name]
         done = LocalRound(

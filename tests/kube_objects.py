@@ -50,9 +50,17 @@ def create_objects(
         api.create_namespaced_custom_object(GROUP, VERSION, namespace, POOLS, pool)
 
 
-def create_all(admin: client.ApiClient, objects: list[dict[str, Any]]) -> None:
-    """Create objects of any kind."""
+def apply_all(admin: client.ApiClient, objects: list[dict[str, Any]], **how: Any) -> None:
+    """Apply objects of any kind as `kubectl apply --server-side` does; `dry_run="All"` only asks.
+
+    Servers before 1.21 know disruption budgets, which mean the same there, as policy/v1beta1.
+    """
     dynamic = DynamicClient(admin)
     for body in objects:
+        version = body["apiVersion"]
+        if version == "policy/v1" and not dynamic.resources.search(api_version=version):
+            body = {**body, "apiVersion": "policy/v1beta1"}
         resource = dynamic.resources.get(api_version=body["apiVersion"], kind=body["kind"])
-        resource.create(body=body, namespace=body["metadata"]["namespace"])
+        resource.server_side_apply(
+            body=body, namespace=body["metadata"]["namespace"], field_manager="operator", **how
+        )

@@ -226,7 +226,7 @@ def test_without_metrics_the_lp_and_the_rule_hold_what_runs(site: Site) -> None:
     site.until(dict.fromkeys(site.replicas(), 1))
     conditions = {c.type: c for c in site.connector.group(SPEC.name).status.conditions}
     assert {kind: c.status for kind, c in conditions.items()} == {
-        "WithinBudget": "True", "Planned": "True", "AllPoolsPlanned": "True"
+        "WithinBudget": "True", "Planned": "True", "AllPoolsPlanned": "True", "Unhindered": "True"
     }  # fmt: skip
 
 

@@ -12,12 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from hrl_planner.collect import Source
-    from hrl_planner.control import Connector
     from hrl_planner.control.decision_log import DecisionLog
-    from hrl_planner.control.instruments import Instruments
     from hrl_planner.control.metrics import PoolMetrics
-    from hrl_planner.control.run import Key, Planner
-    from hrl_planner.control.watched import Reader
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -171,14 +167,17 @@ def _plan(
     how: _How,
 ) -> None:
     """Make the planners asked for (no list of pools: all of the groups) and run them."""
+    import logging
+    import signal
     import time
     from functools import partial
 
     from hrl_planner.control import Connector
     from hrl_planner.control.counted_api import CountedApiClient
-    from hrl_planner.control.fleet import GLOBAL, LOCAL, wanted
+    from hrl_planner.control.fleet import GLOBAL, LOCAL, Planners, wanted
     from hrl_planner.control.instruments import Instruments
     from hrl_planner.control.run import Key
+    from hrl_planner.control.serve import Service
     from hrl_planner.kube.access import blocking_client, own_namespace
 
     instruments = Instruments()
@@ -191,51 +190,33 @@ def _plan(
         _decision_log(connector.namespace, how) as log,
         _metrics(kubeconfig, connector.namespace, how) as metrics,
     ):
-        if not how.one_round:
-            _serve(connector, kubeconfig, groups, keys, metrics, how, log, instruments)
+        planners = Planners(connector, metrics, settle_s=how.settle_s, dry_run=how.dry_run)
+        if how.one_round:
+            if keys is None:
+                keys = wanted(connector.groups(), connector.pools().pools, groups)
+            for key in keys:
+                began_s = time.monotonic()
+                done = planners.make(key, connector).round()
+                log.write(key.name, done, time.monotonic() - began_s)
             return
-        if keys is None:
-            keys = wanted(connector.groups(), connector.pools().pools, groups)
-        for key in keys:
-            planner = _made(key, connector, connector, metrics, how)
-            began_s = time.monotonic()
-            done = planner.round()
-            log.write(key.name, done, time.monotonic() - began_s)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        service = Service(connector, planners, kubeconfig, keys, groups, instruments)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop())
+        service.run(log, how.health_port)
 
 
 @contextmanager
 def _decision_log(namespace: str, how: _How) -> Iterator[DecisionLog]:
     from hrl_planner.control.decision_log import DecisionLog, to_file, to_stdout
+    from hrl_planner.control.serve import this_process
 
-    log = DecisionLog(to_stdout() if how.log is None else to_file(how.log), _holder(), namespace)
+    to = to_stdout() if how.log is None else to_file(how.log)
+    log = DecisionLog(to, this_process(), namespace)
     try:
         yield log
     finally:
         log.close()
-
-
-def _holder() -> str:
-    """Return the name of this process."""
-    import os
-    import socket
-
-    return f"{socket.gethostname()}-{os.getpid()}"
-
-
-def _made(key: Key, connector: Connector, look: Reader, metrics: PoolMetrics, how: _How) -> Planner:
-    import time
-
-    from hrl_planner.control import GlobalPlanner, LocalPlanner
-    from hrl_planner.control.fleet import GLOBAL
-
-    if key.level == GLOBAL:
-        return GlobalPlanner(
-            connector, key.name, metrics, time.monotonic, look=look, dry_run=how.dry_run
-        )
-    return LocalPlanner(
-        connector, key.name, metrics, time.monotonic,
-        look=look, settle_s=how.settle_s, dry_run=how.dry_run,
-    )  # fmt: skip
 
 
 @contextmanager
@@ -267,53 +248,3 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
         yield found
     finally:
         found.close()
-
-
-def _serve(
-    connector: Connector,
-    kubeconfig: Path | None,
-    groups: list[str],
-    keys: list[Key] | None,
-    metrics: PoolMetrics,
-    how: _How,
-    log: DecisionLog,
-    instruments: Instruments,
-) -> None:
-    """Run planners until a signal: those of the keys, or (no keys) of the groups there are."""
-    import logging
-    import signal
-    import time
-    from functools import partial
-
-    from hrl_planner.control.election import EachItsOwn, Elector, OneHeartbeat
-    from hrl_planner.control.fleet import Fleet
-    from hrl_planner.control.health import Health
-    from hrl_planner.control.lease import Leases
-    from hrl_planner.control.mirrors import Mirrors
-    from hrl_planner.control.run import Key, Runner
-    from hrl_planner.control.watched import Watched
-    from hrl_planner.kube.access import find_configuration
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    leases = Leases(connector.api, connector.namespace, _holder(), time.monotonic)
-    with Mirrors(partial(find_configuration, kubeconfig)) as mirrors:
-        watched = Watched(
-            connector,
-            mirrors,
-            whole=keys is None,
-            wake=lambda level, name: runner.wake(level, name),
-        )
-
-        def make(level: str, name: str) -> Planner:
-            return _made(Key(level, name), connector, watched, metrics, how)
-
-        with Elector(OneHeartbeat(leases) if keys is None else EachItsOwn(leases)) as elector:
-            if keys is None:
-                runner = Runner(Fleet(watched, make, groups).planners, elector, log, instruments)
-            else:
-                planners = {key: make(*key) for key in keys}
-                runner = Runner(lambda: planners, elector, log, instruments)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: runner.stop())
-            with Health(how.health_port, runner.alive, runner.ready, instruments.page):
-                runner.run()

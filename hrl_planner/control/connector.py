@@ -8,29 +8,30 @@ watches tell is in `watched.py`. What a write returns is the object as it was wr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from kubernetes import client
 from pydantic import ValidationError
 
 from hrl_planner._spec_file import describe
 from hrl_planner.control.pods import PodCounts, count_pods, pod_of
-from hrl_planner.control.requests import REQUEST_TIMEOUT_S, accepted, asked, kube_error
+from hrl_planner.control.pool_list import PoolList, taken_targets
+from hrl_planner.control.requests import (
+    REQUEST_TIMEOUT_S,
+    MissingDefinitionError,
+    NotServedError,
+    accepted,
+    asked,
+    kube_error,
+)
 from hrl_planner.control.targets import Targets, TargetState
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.crds import FINALIZER, GROUP, GROUPS, POOLS, VERSION
-from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
+from hrl_planner.kube.resources import Condition, Metadata, ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.ledger import QuotaWrite
 
 MERGE = "application/merge-patch+json"
-
-
-class PoolList(NamedTuple):
-    """The pools of a group, and those of it that cannot be understood, with the reason."""
-
-    pools: tuple[WorkerPool, ...]
-    unreadable: Mapping[str, str]
 
 
 class Connector:
@@ -74,7 +75,7 @@ class Connector:
 
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
-        items = [i for i in self._list(POOLS) if group is None or _group_of(i) == group]
+        items = self._list(POOLS)
         return pool_list({item["metadata"]["name"]: pool_or_error(item) for item in items}, group)
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
@@ -108,10 +109,16 @@ class Connector:
         """Change fields of a pool's status; a None removes the field."""
         return _parsed(parsed_pool, self._patch_status(POOLS, pool.metadata, status))
 
+    def write_conditions(self, error: UnreadableError, conditions: Sequence[Any]) -> bool:
+        """Write the conditions of an object of which no more is understood than whose it is."""
+        plural = GROUPS if error.kind == "ServingGroup" else POOLS
+        status = {"conditions": list(conditions)}
+        return self._patch_status(plural, error.metadata, status) is not None
+
     # Pods and events.
 
-    def pods(self, selector: str) -> PodCounts:
-        """Return what there is of a target's pods; no selector selects none."""
+    def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return what there is of a target's pods, as replicas; no selector selects none."""
         if not selector:
             return PodCounts()
         listed = asked(
@@ -121,7 +128,7 @@ class Connector:
                 _preload_content=False, _request_timeout=REQUEST_TIMEOUT_S,
             ),
         )  # fmt: skip
-        return count_pods(pod_of(item) for item in json.loads(listed.data)["items"])
+        return count_pods(map(pod_of, json.loads(listed.data)["items"]), per_replica)
 
     def event(self, event: Any) -> None:
         """Create an event; a planner does not fail for want of one."""
@@ -136,22 +143,42 @@ class Connector:
     # Their parts.
 
     def _get(self, plural: str, name: str) -> Any:
-        return asked(
+        return self._defined(
             f"read {plural}/{name}",
+            plural,
             lambda: self._objects.get_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT_S
             ),
         )
 
     def _list(self, plural: str) -> list[Any]:
-        listed = asked(
+        listed = self._defined(
             f"list {plural}",
+            plural,
             lambda: self._objects.list_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, plural, _request_timeout=REQUEST_TIMEOUT_S
             ),
         )
         items: list[Any] = listed["items"]
         return items
+
+    def _defined(self, what: str, plural: str, ask: Callable[[], Any]) -> Any:
+        """Ask for objects whose definition may be missing."""
+        try:
+            return asked(what, ask)
+        except NotServedError as error:
+            raise MissingDefinitionError(f"cannot {what}: {self._why_missing(plural)}") from error
+
+    def _why_missing(self, plural: str) -> str:
+        groups: Any = asked("discover API groups", client.ApisApi(self.api).get_api_versions)
+        versions = [v.version for g in groups.groups if g.name == GROUP for v in g.versions]
+        install = "install it with: hrl-planner crds | kubectl apply -f -"
+        if not versions or VERSION in versions:
+            return f"the definition of {plural}.{GROUP} is not installed; {install}"
+        return (
+            f"the API server has {GROUP} in version {', '.join(versions)}, and this planner reads "
+            f"{VERSION}: run a planner of the definition's version, or {install}"
+        )
 
     def _patch(self, plural: str, name: str, body: dict[str, Any]) -> Any:
         return accepted(
@@ -173,67 +200,76 @@ class Connector:
         )  # fmt: skip
 
 
-class UnreadablePoolError(KubeError):
-    """A pool is not as its definition says.
+class UnreadableError(KubeError):
+    """An object is not as its definition says, or as this planner knows it.
 
     Attributes:
-        group: the group it says it belongs to.
+        kind: of the object.
+        metadata: of the object.
+        conditions: of its status, as far as they can be understood.
+        group: of a pool, the group it says it belongs to.
     """
 
-    def __init__(self, message: str, group: str) -> None:
+    def __init__(self, error: ValidationError, kind: str, item: Any) -> None:
         """See the class."""
-        super().__init__(message)
-        self.group = group
+        super().__init__(describe(error, f"{kind.lower()} {item['metadata']['name']}"))
+        self.kind = kind
+        self.metadata = Metadata.model_validate(item["metadata"])
+        self.conditions = _conditions_of(item)
+        self.group = str((item.get("spec") or {}).get("group", ""))
 
 
 def parsed_group(item: Any) -> ServingGroup:
     """Return the group that the API server's data describe.
 
     Raises:
-        KubeError: if they are not as the definition says.
+        UnreadableError: if they are not as the definition says.
     """
     try:
         return ServingGroup.model_validate(item)
     except ValidationError as error:
-        name = item["metadata"]["name"]
-        raise KubeError(describe(error, f"servinggroup {name}")) from error
+        raise UnreadableError(error, "ServingGroup", item) from error
 
 
 def parsed_pool(item: Any) -> WorkerPool:
     """Return the pool that the API server's data describe.
 
     Raises:
-        UnreadablePoolError: if they are not as the definition says.
+        UnreadableError: if they are not as the definition says.
     """
     try:
         return WorkerPool.model_validate(item)
     except ValidationError as error:
-        what = describe(error, f"workerpool {item['metadata']['name']}")
-        raise UnreadablePoolError(what, _group_of(item)) from error
+        raise UnreadableError(error, "WorkerPool", item) from error
 
 
-def pool_or_error(item: Any) -> WorkerPool | UnreadablePoolError:
+def pool_or_error(item: Any) -> WorkerPool | UnreadableError:
     """Return the pool, or why there is none to return."""
     try:
         return parsed_pool(item)
-    except UnreadablePoolError as error:
+    except UnreadableError as error:
         return error
 
 
-def pool_list(pools: Mapping[str, WorkerPool | UnreadablePoolError], group: str | None) -> PoolList:
-    """Return those of a group, or all, by name."""
+def pool_list(pools: Mapping[str, WorkerPool | UnreadableError], group: str | None) -> PoolList:
+    """Return those of a group, or all, by name; given are those of the namespace."""
     found, unreadable = [], {}
     for name, pool in sorted(pools.items()):
-        if isinstance(pool, UnreadablePoolError):
-            if group in (None, pool.group):
-                unreadable[name] = str(pool)
-        elif group in (None, pool.spec.group):
+        if isinstance(pool, WorkerPool):
             found.append(pool)
-    return PoolList(tuple(found), unreadable)
+        elif group in (None, pool.group):
+            unreadable[name] = str(pool)
+    wanted = tuple(pool for pool in found if group in (None, pool.spec.group))
+    return PoolList(wanted, unreadable, taken_targets(found))
 
 
-def _group_of(item: Any) -> str:
-    return str(item.get("spec", {}).get("group", ""))
+def _conditions_of(item: Any) -> tuple[Condition, ...]:
+    """Return the conditions of an object; none if they are what cannot be understood."""
+    status = item.get("status") or {}
+    try:
+        return tuple(Condition.model_validate(c) for c in status.get("conditions") or ())
+    except ValidationError:
+        return ()
 
 
 _Model = TypeVar("_Model", ServingGroup, WorkerPool)

@@ -6,15 +6,15 @@ the group chose. Neither knows the API server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hrl_planner.control.decision import QUOTA, WHOLE_QUOTA, Choice, Decider, Decision, Flows
 from hrl_planner.control.metrics import PoolMetrics, observe
-from hrl_planner.errors import HrlPlannerError, ProfileError
+from hrl_planner.control.planned import plannable, planned
+from hrl_planner.control.pool_list import PoolList
+from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import cluster_spec_of
-from hrl_planner.kube.resources import ServingGroup, WorkerPool
-from hrl_planner.profile import WorkerProfile
+from hrl_planner.kube.resources import ServingGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,38 +43,6 @@ class Want:
     decision: Decision | None = None
 
 
-def plannable(
-    group: ServingGroup, pools: Sequence[WorkerPool]
-) -> tuple[list[WorkerPool], dict[str, str]]:
-    """Return the pools a policy can plan for, and why it cannot for the others."""
-    fit, left_out = [], {}
-    for pool in pools:
-        why = _unplannable(group, pool)
-        if why is None:
-            fit.append(pool)
-        else:
-            left_out[pool.name] = why
-    return fit, left_out
-
-
-def _unplannable(group: ServingGroup, pool: WorkerPool) -> str | None:
-    spec = pool.spec
-    if pool.metadata.deletion_timestamp is not None:
-        return "is being deleted"
-    if spec.gpus_per_replica is None:
-        return "gpusPerReplica is unknown"
-    if spec.gpu_type not in group.spec.budget.gpus:
-        return f"the group has no budget for {spec.gpu_type}"
-    try:
-        profile = WorkerProfile.load(spec.profile)
-        spec.to_pool(pool.name)
-    except (ProfileError, ValueError) as error:
-        return str(error)
-    if not profile.fits or spec.gpus_per_replica < profile.tp:
-        return f"profile {spec.profile} does not fit on {spec.gpus_per_replica} {spec.gpu_type}"
-    return None
-
-
 class Allocator:
     """The global level: decides quotas and flows.
 
@@ -87,17 +55,16 @@ class Allocator:
         self._metrics = metrics
         self._decider = Decider()
 
-    def plan(self, group: ServingGroup, pools: Sequence[WorkerPool], now_s: float) -> GroupPlan:
+    def plan(self, group: ServingGroup, listed: PoolList, now_s: float) -> GroupPlan:
         """Return a plan that fits the budget.
 
         Raises:
             HrlPlannerError: if group and pools describe no cluster, or the policy is unknown.
         """
-        fit, _ = plannable(group, pools)
-        spec = cluster_spec_of(group, fit)
-        observation = observe(spec, fit, self._metrics, now_s)
+        cluster = planned(group, listed)
+        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
         choice = Choice.of(group.spec.policy, "allocator")
-        made = self._decider.decide(spec, choice, observation)
+        made = self._decider.decide(cluster.spec, choice, observation)
         return GroupPlan(made.replicas, made.flows, made.plan.reason, made)
 
 
@@ -113,24 +80,24 @@ class Scaler:
         self._metrics = metrics
         self._decider = Decider()
 
-    def want(
-        self, group: ServingGroup, pools: Sequence[WorkerPool], name: str, now_s: float
-    ) -> Want:
+    def want(self, group: ServingGroup, listed: PoolList, name: str, now_s: float) -> Want:
         """Return the replicas a pool should have, and why; errors as for `Allocator.plan`."""
-        choice = Choice.of(group.spec.policy, "scaler")
         try:
-            fit, left_out = plannable(group, pools)
-            if name in left_out:
-                raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
-            spec = cluster_spec_of(group, fit)
-            observation = observe(spec, fit, self._metrics, now_s)
-            made = self._decider.decide(spec, choice, observation)
+            made = self._ask(group, listed, name, now_s)
         except HrlPlannerError:
             if not decides_nothing(group):
                 raise
-            pool = next(pool for pool in pools if pool.name == name)
+            pool = next(pool for pool in listed.pools if pool.name == name)
             return Want(pool.spec.quota or 0, WHOLE_QUOTA)
         return Want(made.replicas[name], made.plan.reason, made)
+
+    def _ask(self, group: ServingGroup, listed: PoolList, name: str, now_s: float) -> Decision:
+        fit, left_out = plannable(group, listed)
+        if name in left_out:
+            raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
+        spec = cluster_spec_of(group, fit)
+        observation = observe(spec, fit, self._metrics, now_s)
+        return self._decider.decide(spec, Choice.of(group.spec.policy, "scaler"), observation)
 
 
 def decides_nothing(group: ServingGroup) -> bool:

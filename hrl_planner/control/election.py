@@ -187,7 +187,7 @@ class Elector:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            pause_s, wanted = self._keep()
+            pause_s, wanted = self.keep_once()
             with self._due:
                 if not self._stop.is_set() and self._wanted == wanted:
                     self._due.wait(pause_s)
@@ -196,7 +196,7 @@ class Elector:
         except (HrlPlannerError, HTTPError) as error:
             _log.warning("leases run out by themselves: %s", error)
 
-    def _keep(self) -> tuple[float, frozenset[str]]:
+    def keep_once(self) -> tuple[float, frozenset[str]]:
         """Return how long to wait, and for which leases this was."""
         began_s, wanted = self._clock(), self._wanted
         try:

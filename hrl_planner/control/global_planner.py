@@ -11,21 +11,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
-from hrl_planner.control.conditions import condition, event
-from hrl_planner.control.connector import Connector, PoolList
-from hrl_planner.control.decide import Allocator, GroupPlan, plannable
+from hrl_planner.control.conditions import reason_of
+from hrl_planner.control.connector import Connector, UnreadableError
+from hrl_planner.control.decide import Allocator, GroupPlan
 from hrl_planner.control.decision import Decision
+from hrl_planner.control.group_status import conditions_of, status_of
 from hrl_planner.control.metrics import PoolMetrics
-from hrl_planner.control.requests import NotFoundError
+from hrl_planner.control.pool_list import PoolList, accounts, claims_of
+from hrl_planner.control.requests import DeniedError, NotFoundError
+from hrl_planner.control.telling import Telling
 from hrl_planner.control.watched import Reader
 from hrl_planner.errors import HrlPlannerError
-from hrl_planner.kube.convert import accounts_of, budget_of
+from hrl_planner.kube.convert import budget_of
 from hrl_planner.kube.crds import FINALIZER
 from hrl_planner.kube.resources import ServingGroup
-from hrl_planner.ledger import Account, Claim, Settlement, counted, settle
+from hrl_planner.ledger import Settlement, counted, settle
 
 # Of settling in one round: lower, read, claim, raise, read, strike out, and conflicts.
 _MOST_STEPS = 10
@@ -45,7 +46,7 @@ class GlobalRound:
         used: how much of it is granted or held; infinite if unknown.
         settlement: what the ledger said last.
         written: writes that were accepted, in words.
-        error: why there is no new plan.
+        error: why there is no new plan, or what could not be written.
     """
 
     mode: str
@@ -72,30 +73,16 @@ class _Seen:
     listed: PoolList
     fresh: bool
 
-    @cached_property
-    def claims(self) -> tuple[Claim, ...]:
-        """The group's book."""
-        found = self.group.status.claims
-        return tuple(Claim(c.pool, c.uid, c.version, c.quota) for c in found)
-
-    @cached_property
-    def accounts(self) -> list[Account]:
-        """The pools' accounts; a pool nobody understands may hold anything of everything."""
-        unknown: dict[str, float | None] = dict.fromkeys(budget_of(self.group))
-        strangers = [
-            Account(name, "", "", quota=None, reserved=None, maximum=1, cost=unknown)
-            for name in self.listed.unreadable
-        ]
-        return [*accounts_of(self.group, self.listed.pools), *strangers]
-
     @property
     def used(self) -> Mapping[str, float]:
         """How much of every bounded resource is granted or held; infinite if unknown."""
-        return counted(budget_of(self.group), self.accounts, self.claims)
+        books, claims = accounts(self.group, self.listed), claims_of(self.group)
+        return counted(budget_of(self.group), books, claims)
 
     def settle(self, quotas: Mapping[str, int], *, fresh: bool) -> Settlement:
         """Return what the ledger says of it."""
-        return settle(budget_of(self.group), self.accounts, self.claims, quotas, fresh=fresh)
+        books, claims = accounts(self.group, self.listed), claims_of(self.group)
+        return settle(budget_of(self.group), books, claims, quotas, fresh=fresh)
 
 
 class GlobalPlanner:
@@ -129,6 +116,7 @@ class GlobalPlanner:
         self._clock = clock
         self._dry_run = dry_run
         self._next_plan_s = -math.inf
+        self._telling = Telling(connector, "ServingGroup", COMPONENT)
 
     def round(self) -> GlobalRound:
         """Look once, decide if it is time to, write what is allowed.
@@ -141,16 +129,21 @@ class GlobalPlanner:
         except NotFoundError:
             self._let_go()
             raise
+        except UnreadableError as error:
+            if not self._dry_run:
+                self._telling.unreadable(error, "Planned")
+            raise
         seen = _Seen(group, self._look_at.pools(self.name), fresh=False)
         self.interval_s = group.spec.intervals.local_s
-        plan, error = self._plan(group, seen.listed)
+        plan, fault = self._plan(group, seen.listed)
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
-        seen, settlement, written = self._settle(seen, quotas, writes=writes)
+        seen, settlement, written, denied = self._settle(seen, quotas, writes=writes)
         if group.spec.policy.mode == "shadow":
             self._let_go()
         if not self._dry_run:
-            self._report(seen, plan, settlement, error)
+            self._report(seen, plan, settlement, fault, denied)
+        wrong = "; ".join(filter(None, (str(fault or ""), denied)))
         return GlobalRound(
             group.spec.policy.mode,
             plan,
@@ -160,19 +153,21 @@ class GlobalPlanner:
             seen.used,
             settlement,
             tuple(written),
-            error,
+            wrong,
         )
 
-    def _plan(self, group: ServingGroup, listed: PoolList) -> tuple[GroupPlan | None, str]:
+    def _plan(
+        self, group: ServingGroup, listed: PoolList
+    ) -> tuple[GroupPlan | None, HrlPlannerError | None]:
         now_s = self._clock()
         if now_s < self._next_plan_s:
-            return None, ""
+            return None, None
         try:
-            plan = self._allocator.plan(group, listed.pools, now_s)
+            plan = self._allocator.plan(group, listed, now_s)
         except HrlPlannerError as error:
-            return None, str(error)
+            return None, error
         self._next_plan_s = now_s + group.spec.intervals.global_s
-        return plan, ""
+        return plan, None
 
     def _let_go(self) -> None:
         """Let deleted pools go at once where no budget is enforced."""
@@ -195,8 +190,8 @@ class GlobalPlanner:
 
     def _settle(
         self, seen: _Seen, quotas: Mapping[str, int], *, writes: bool
-    ) -> tuple[_Seen, Settlement, list[str]]:
-        """Write what the ledger allows until it allows no more."""
+    ) -> tuple[_Seen, Settlement, list[str], str]:
+        """Write what the ledger allows until it allows no more, or the API server does not."""
         written: list[str] = []
         settlement = Settlement()
         for _ in range(_MOST_STEPS):
@@ -210,11 +205,14 @@ class GlobalPlanner:
                 settlement = replace(settlement, waits=forecast.waits)
             if not writes:
                 break
-            done, seen = self._write(seen, settlement)
+            try:
+                done, seen = self._write(seen, settlement)
+            except DeniedError as error:
+                return seen, settlement, written, str(error)
             written += done
             if not done:
                 break
-        return seen, settlement, written
+        return seen, settlement, written, ""
 
     def _look_afresh(self) -> _Seen:
         group = self._connector.group(self.name)  # the book, before the pools
@@ -246,88 +244,37 @@ class GlobalPlanner:
                 done.append(
                     "claims: " + (", ".join(f"{c.pool} {c.quota}" for c in what.book) or "none")
                 )
-        listed = PoolList(tuple(pools.values()), seen.listed.unreadable)
+        listed = replace(seen.listed, pools=tuple(pools.values()))
         return done, _Seen(group, listed, fresh=False)
 
     def _report(
-        self, seen: _Seen, plan: GroupPlan | None, settlement: Settlement, error: str
+        self,
+        seen: _Seen,
+        plan: GroupPlan | None,
+        settlement: Settlement,
+        fault: HrlPlannerError | None,
+        denied: str,
     ) -> None:
         """Bring the group's status up to date, and tell what changed."""
-        group, listed = seen.group, seen.listed
-        status: dict[str, Any] = {"observedGeneration": group.metadata.generation}
-        if plan is not None:
-            status |= {"planned": _replaced(group.status.planned, plan.quotas)}
-            status |= {"reason": plan.reason}
-            if plan.flows is not None:
-                before = group.status.flows
-                status["flows"] = _replaced(before, plan.flows) | {
-                    name: _replaced(before.get(name, {}), rates)
-                    for name, rates in plan.flows.items()
-                }
-        status["waits"] = _replaced(group.status.waits, settlement.waits)
-        used = seen.used
-        finite = {name: amount for name, amount in used.items() if math.isfinite(amount)}
-        status["granted"] = _replaced(group.status.granted, finite)
-        status["conditions"] = self._conditions(group, listed, plan, used, error)
+        group = seen.group
+        planned = None if plan is None else (True, "Decided", "")
+        if fault is not None:
+            planned = (False, reason_of(fault, "NoPlan"), str(fault))
+        conditions = conditions_of(group, seen.listed, planned=planned, denied=denied)
+        status = status_of(group, seen.listed, plan, settlement) | {"conditions": conditions}
         now = group.status.model_dump(mode="json", by_alias=True)
-        if any(now.get(name) != value for name, value in status.items()):
-            self._connector.write_group_status(group, status)
+        if all(now.get(name) == value for name, value in status.items()):
+            return
+        try:
+            written = self._connector.write_group_status(group, status)
+        except DeniedError as error:
+            self._telling.denied(group.metadata, str(error))
+            raise
+        if written is None:
+            return
+        self._telling.conditions(group.metadata, group.status.conditions, conditions)
         if plan is not None and plan.quotas != group.status.planned:
-            self._connector.event(
-                event(
-                    "ServingGroup",
-                    group.metadata,
-                    "Planned",
-                    _words(plan),
-                    COMPONENT,
-                    warning=False,
-                )
-            )
-
-    def _conditions(
-        self,
-        group: ServingGroup,
-        listed: PoolList,
-        plan: GroupPlan | None,
-        used: Mapping[str, float],
-        error: str,
-    ) -> list[dict[str, Any]]:
-        before = {c.type: c for c in group.status.conditions}
-        over = [
-            f"{r}: {used[r]:g} of {n:g}" for r, n in budget_of(group).items() if used[r] > n + 1e-6
-        ]
-        result = [
-            condition(
-                group.status.conditions, "WithinBudget", not over,
-                "OverBudget" if over else "Fits", "; ".join(over),
-            )
-        ]  # fmt: skip
-        left_out = {**plannable(group, listed.pools)[1], **listed.unreadable}
-        result.append(
-            condition(
-                group.status.conditions, "AllPoolsPlanned", not left_out,
-                "PoolsLeftOut" if left_out else "Complete",
-                "; ".join(f"{name}: {why}" for name, why in left_out.items()),
-            )
-        )  # fmt: skip
-        if plan is not None or error:
-            planned = not error
-            result.append(
-                condition(
-                    group.status.conditions, "Planned", planned,
-                    "Decided" if planned else "NoPlan", error,
-                )
-            )  # fmt: skip
-        kinds = {c["type"] for c in result}
-        kept = [c for kind, c in before.items() if kind not in kinds]
-        # As the status is read back, so that an unchanged one is recognised.
-        made = [{**c, "observedGeneration": None} for c in result]
-        return [*made, *(c.model_dump(by_alias=True) for c in kept)]
-
-
-def _replaced(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a merge patch from one mapping to another: what is gone is null."""
-    return {name: None for name in before if name not in after} | dict(after)
+            self._telling.tell(group.metadata, "Planned", _words(plan))
 
 
 def _words(plan: GroupPlan) -> str:

@@ -14,13 +14,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from hrl_planner.control.conditions import condition, event
-from hrl_planner.control.connector import Connector
+from hrl_planner.control.conditions import reason_of
+from hrl_planner.control.connector import Connector, UnreadableError
 from hrl_planner.control.decide import Scaler, Want, decides_nothing
 from hrl_planner.control.decision import Decision
+from hrl_planner.control.local_status import (
+    Seen,
+    Trouble,
+    attainment_of,
+    book_of,
+    conditions_of,
+    numbers_of,
+)
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pods import PodCounts
-from hrl_planner.control.targets import TargetState
+from hrl_planner.control.pool_list import PoolList
+from hrl_planner.control.requests import DeniedError, NotFoundError
+from hrl_planner.control.targets import TargetError, TargetState
+from hrl_planner.control.telling import Telling
 from hrl_planner.control.watched import Reader
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import reservation_of
@@ -29,18 +40,15 @@ from hrl_planner.ledger import (
     Idle,
     PoolView,
     ReadFresh,
-    Reservation,
     Step,
     WriteReservation,
     WriteTarget,
     next_step,
 )
-from hrl_planner.ledger.replicas import MISSING
 
 SETTLE_S = 30.0
 # Of one round: settle a claim, count, lower, claim, scale, each perhaps after reading afresh.
 _MOST_STEPS = 12
-_ATTAINMENT_STEP = 0.02  # a smaller change of a measured share is not worth a write
 COMPONENT = "hrl-planner-local"
 
 
@@ -61,7 +69,7 @@ class LocalRound:
         pods: of the target.
         held_gpus: by them.
         decision: made in this round; None where the last one still stands, or there is none.
-        error: why the policy could not be asked.
+        error: what is in the way.
     """
 
     group: str
@@ -80,29 +88,19 @@ class LocalRound:
 
 
 class _Wants(NamedTuple):
-    """What the policy wants, or why there is nothing it wants, and what kept it from deciding."""
+    """What the policy wants, or why it wants nothing, and what kept it from deciding."""
 
     want: Want | None = None
     reason: str = ""
-    error: str = ""
+    trouble: Trouble | None = None
 
     @property
-    def replicas(self) -> int | None:
+    def wanted(self) -> int | None:
         return None if self.want is None else self.want.replicas
 
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    pool: WorkerPool
-    target: TargetState
-    pods: PodCounts
-    settled: bool
-    fresh: bool
-
     @property
-    def held(self) -> int:
-        """Replicas that hold GPUs."""
-        return self.pods.ready + self.pods.starting + self.pods.draining
+    def decision(self) -> Decision | None:
+        return None if self.want is None else self.want.decision
 
 
 class LocalPlanner:
@@ -138,7 +136,8 @@ class LocalPlanner:
         self._clock = clock
         self._settle_s = settle_s
         self._dry_run = dry_run
-        self._unchanged = ("", clock())  # version of the target's spec, and since when
+        self._unchanged = ("", clock())  # what is asked of the target, and since when
+        self._telling = Telling(connector, "WorkerPool", COMPONENT)
         self._wants = _Wants()
         self._next_s = -math.inf  # of a decision
 
@@ -148,88 +147,152 @@ class LocalPlanner:
         Raises:
             KubeError: if the API server refuses or does not know the pool.
         """
-        pool = self._look_at.pool(self.name)
-        group = self._look_at.group(pool.spec.group)
-        self.interval_s = group.spec.intervals.local_s
-        pools = self._look_at.pools().pools
-        decided = self._decide(group, pools)
-        wanted = self._wants.replicas
-        rival = _older_claimant(pool, pools)
-        active = group.spec.policy.mode == "active" and rival is None
-        written: list[str] = []
-        step: Step = Idle()
-        seen = self._look(pool, self._look_at, fresh=False)
-        before = seen.target.target.replicas
-        for _ in range(_MOST_STEPS):
-            step = self._step(seen, wanted, active=active)
-            if isinstance(step, ReadFresh):
-                seen = self._look(seen.pool, self._connector, fresh=True)
-                continue
-            done = None if self._dry_run else self._write(seen, step)
-            if done is None:
-                break
-            words, seen = done
-            written.append(words)
-        waits = step.waits if isinstance(step, Idle) else ""
+        try:
+            pool = self._look_at.pool(self.name)
+        except UnreadableError as error:
+            if not self._dry_run:
+                self._telling.unreadable(error, "Decided")
+            raise
+        listed = self._look_at.pools()
+        before = self._wants
+        active = self._decide(pool, listed)
+        wants = self._wants
+        rival = listed.taken.get(pool.name)
+        troubles = [wants.trouble]
         if rival is not None:
-            waits = f"workerpool {rival} scales the same target, and is older"
+            message = f"workerpool {rival} scales the same target, and is older"
+            troubles.append(Trouble("Unhindered", "TargetTaken", message))
+        was, seen, step, written, denied = self._act(pool, active=active and rival is None)
+        troubles += [seen.trouble, denied]
+        told = [trouble for trouble in troubles if trouble is not None]
+        waits = step.waits if isinstance(step, Idle) else ""
+        if told and told[-1].kind == "Unhindered":
+            waits = told[-1].message
         if not self._dry_run:
-            self._report(seen, waits)
+            self._report(seen, waits, told)
         elif not isinstance(step, Idle):
             written.append(f"would write {step}")
         return LocalRound(
-            group.metadata.name,
-            group.spec.policy.mode,
-            wanted,
-            self._wants.reason,
+            pool.spec.group,
+            "active" if active else "shadow",
+            wants.wanted,
+            wants.reason,
             waits,
             tuple(written),
             seen.pool.spec.quota,
-            before,
+            was,
             seen.target.target.replicas,
             seen.pods,
-            seen.held * (seen.pool.spec.gpus_per_replica or 0),
-            self._wants.want.decision if decided and self._wants.want is not None else None,
-            self._wants.error,
+            seen.pods.held * (seen.pool.spec.gpus_per_replica or 0),
+            None if wants is before else wants.decision,
+            "; ".join(trouble.message for trouble in told),
         )
 
-    def _decide(self, group: ServingGroup, pools: Sequence[WorkerPool]) -> bool:
-        """Ask the policy if it is time to; a round in between carries out what was decided."""
-        of_group = [pool for pool in pools if pool.spec.group == group.metadata.name]
-        mine = next((pool for pool in of_group if pool.name == self.name), None)
+    def _decide(self, pool: WorkerPool, everything: PoolList) -> bool:
+        """Ask the policy if it is time to, and say whether what it decides is carried out.
+
+        A round in between carries out what was decided before.
+        """
+        group, trouble = self._group(pool)
+        if group is None:
+            self._wants = _Wants(None, "holds", trouble)
+            return False
+        self.interval_s = group.spec.intervals.local_s
+        active = group.spec.policy.mode == "active"
+        of_group = tuple(p for p in everything.pools if p.spec.group == group.metadata.name)
+        mine = next((p for p in of_group if p.name == self.name), None)
         # What a policy makes of numbers that are not there yet could be carried out as soon as the
         # quota comes, in this very round.
         if mine is not None and mine.spec.quota is None:
             self._wants = _Wants(reason="no quota yet")
-            return False
+            return active
         if mine is not None and mine.status.desired is None:
             self._wants = _Wants(reason="replicas not reported yet")
-            return False
+            return active
         now_s = self._clock()
         if now_s < self._next_s and not decides_nothing(group):
-            return False
+            return active
         self._next_s = now_s + self.interval_s
+        listed = PoolList(of_group, taken=everything.taken)
         try:
-            want = self._scaler.want(group, of_group, self.name, now_s)
+            want = self._scaler.want(group, listed, self.name, now_s)
             self._wants = _Wants(want, want.reason)
         except HrlPlannerError as error:
-            self._wants = _Wants(None, "holds", str(error))
-        return True
+            holds = Trouble("Decided", reason_of(error, "Holds"), str(error))
+            self._wants = _Wants(None, "holds", holds)
+        return active
 
-    def _look(self, pool: WorkerPool, at: Reader, *, fresh: bool) -> _Seen:
+    def _group(self, pool: WorkerPool) -> tuple[ServingGroup | None, Trouble | None]:
+        """Return the pool's group; without one nobody says how to plan, and nothing is scaled."""
+        try:
+            return self._look_at.group(pool.spec.group), None
+        except NotFoundError:
+            message = f"servinggroup {pool.spec.group} does not exist"
+            return None, Trouble("Decided", "NoGroup", message)
+        except UnreadableError as error:
+            return None, Trouble("Decided", "GroupUnreadable", str(error))
+        except DeniedError as error:
+            return None, Trouble("Decided", "Denied", str(error))
+
+    def _act(
+        self, pool: WorkerPool, *, active: bool
+    ) -> tuple[int, Seen, Step, list[str], Trouble | None]:
+        """Take the ledger's steps until nothing more may be written.
+
+        First comes how many replicas the target was asked for before.
+        """
+        written: list[str] = []
+        step: Step = Idle()
+        seen = self._look(pool, self._look_at, fresh=False)
+        was = seen.target.target.replicas
+        for _ in range(_MOST_STEPS):
+            step = Idle() if seen.trouble else self._step(seen, active=active)
+            if isinstance(step, ReadFresh):
+                seen = self._look(seen.pool, self._connector, fresh=True)
+                continue
+            if self._dry_run or isinstance(step, Idle):
+                break
+            try:
+                done = self._write(seen, step)
+            except DeniedError as error:
+                return was, seen, step, written, Trouble("Unhindered", "Denied", str(error))
+            if done is None:  # somebody else was faster: what is there now?
+                seen = self._look(self._connector.pool(self.name), self._connector, fresh=True)
+                continue
+            words, seen = done
+            written.append(words)
+        return was, seen, step, written, None
+
+    def _look(self, pool: WorkerPool, at: Reader, *, fresh: bool) -> Seen:
         """Look at what the book, read before, is about."""
-        target = at.target(pool.spec.scale_target_ref)
+        try:
+            target = at.target(pool.spec.scale_target_ref)
+        except TargetError as error:
+            return Seen(pool, trouble=Trouble("TargetFound", error.reason, str(error)))
         labels = pool.spec.pod_selector
-        selector = ",".join(f"{key}={value}" for key, value in labels.items()) or target.selector
-        pods = at.pods(selector)
-        now_s = self._clock()
-        if target.target.spec_version != self._unchanged[0]:
-            self._unchanged = (target.target.spec_version, now_s)
-        caught_up = target.observed == target.target.replicas
-        settled = caught_up and now_s - self._unchanged[1] >= self._settle_s
-        return _Seen(pool, target, pods, settled, fresh)
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        # Pods of a target that is gone still hold GPUs until they are.
+        selector = selector or target.selector or pool.status.selector
+        try:
+            pods = at.pods(selector, pool.spec.pods_per_replica)
+        except DeniedError as error:
+            return Seen(pool, target, trouble=Trouble("PodsCounted", "Denied", str(error)))
+        return Seen(pool, target, pods, self._settled(target, pool), fresh, selector)
 
-    def _step(self, seen: _Seen, wanted: int | None, *, active: bool) -> Step:
+    def _settled(self, target: TargetState, pool: WorkerPool) -> bool:
+        """Say whether the target has been unchanged for longer than its controller lags."""
+        asked = target.target.spec_version
+        if target.shared:
+            # Others change the object, too. That this target was not raised and lowered again
+            # between two looks shows in the book: a raise leaves the reservation higher.
+            asked = f"{asked.partition('/')[0]}/{target.target.replicas}/{pool.status.reserved}"
+        now_s = self._clock()
+        if asked != self._unchanged[0]:
+            self._unchanged = (asked, now_s)
+        caught_up = target.observed == target.target.replicas
+        return caught_up and now_s - self._unchanged[1] >= self._settle_s
+
+    def _step(self, seen: Seen, *, active: bool) -> Step:
         pool, target = seen.pool, seen.target.target
         leaving = pool.metadata.deletion_timestamp is not None
         quota = 0 if leaving else pool.spec.quota
@@ -242,9 +305,10 @@ class LocalPlanner:
             settled=seen.settled,
             fresh=seen.fresh,
         )
+        wanted = self._wants.wanted
         return next_step(view, target.replicas if wanted is None else wanted)
 
-    def _write(self, seen: _Seen, step: Step) -> tuple[str, _Seen] | None:
+    def _write(self, seen: Seen, step: Step) -> tuple[str, Seen] | None:
         """Carry out a step, and say in words what was done, and how things are then.
 
         None if there is nothing to write, or if somebody else was faster.
@@ -254,10 +318,10 @@ class LocalPlanner:
             words = f"{ref.kind} {ref.name}: {seen.target.target.replicas} -> {step.replicas}"
             if not self._connector.targets.scale(ref, step.replicas, step.version):
                 return None
-            self._tell(seen.pool, "Scaled", words)
+            self._telling.tell(seen.pool.metadata, "Scaled", words)
             return words, self._look(seen.pool, self._connector, fresh=True)
         if isinstance(step, WriteReservation):
-            pool = self._connector.write_pool_status(seen.pool, _book(step.reservation))
+            pool = self._connector.write_pool_status(seen.pool, book_of(step.reservation))
             if pool is None:
                 return None
             words = f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
@@ -265,76 +329,25 @@ class LocalPlanner:
             return words, replace(seen, pool=pool, fresh=False)
         return None
 
-    def _report(self, seen: _Seen, waits: str) -> None:
-        pool, target, pods, held = seen.pool, seen.target.target, seen.pods, seen.held
-        want, reason, error = self._wants
+    def _report(self, seen: Seen, waits: str, troubles: Sequence[Trouble]) -> None:
+        """Bring the pool's status up to date, and tell what changed."""
+        pool = seen.pool
+        conditions = conditions_of(seen, waits, troubles)
         status: dict[str, Any] = {
             "observedGeneration": pool.metadata.generation,
-            "desired": target.replicas,
-            "wanted": None if want is None else want.replicas,
-            "replicas": held,
-            "ready": pods.ready,
-            "starting": pods.starting,
-            "draining": pods.draining,
-            "heldGpus": held * (pool.spec.gpus_per_replica or 0),
-            "attainment": _attainment(pool, want),
-            "selector": seen.target.selector,
-            "reason": waits or reason,
-            "conditions": self._conditions(seen, waits, error),
+            "reason": waits or self._wants.reason,
+            "conditions": conditions,
         }
-        if pool.spec.quota is not None and target.replicas <= pool.spec.quota:
-            acknowledged = {"quota": pool.spec.quota, "sequence": pool.spec.quota_sequence}
-            status["acknowledged"] = acknowledged
+        if seen.trouble is None:
+            status |= numbers_of(seen, self._wants.wanted)
+            status["attainment"] = attainment_of(pool, self._wants.decision)
         now = pool.status.model_dump(mode="json", by_alias=True)
-        if any(now.get(name) != value for name, value in status.items()):
-            self._connector.write_pool_status(pool, status)
-
-    def _conditions(self, seen: _Seen, waits: str, error: str) -> list[dict[str, Any]]:
-        before, found = seen.pool.status.conditions, seen.target.target != MISSING
-        ref = seen.pool.spec.scale_target_ref
-        missing = "" if found else f"{ref.kind} {ref.name} does not exist"
-        made = [
-            condition(before, "TargetFound", found, "Found" if found else "NotFound", missing),
-            condition(before, "Decided", not error, "Holds" if error else "Policy", error),
-            condition(before, "Unhindered", not waits, "Waits" if waits else "Free", waits),
-        ]
-        # As the status is read back, so that an unchanged one is recognised.
-        return [{**c, "observedGeneration": None} for c in made]
-
-    def _tell(self, pool: WorkerPool, reason: str, message: str) -> None:
-        self._connector.event(
-            event("WorkerPool", pool.metadata, reason, message, COMPONENT, warning=False)
-        )
-
-
-def _attainment(pool: WorkerPool, want: Want | None) -> float | None:
-    """Return the share to report: the one reported already while it is still nearly so."""
-    now = math.nan if want is None or want.decision is None else want.decision.attainment(pool.name)
-    told = pool.status.attainment
-    if math.isnan(now):
-        return None
-    return told if told is not None and abs(now - told) < _ATTAINMENT_STEP else round(now, 2)
-
-
-def _older_claimant(pool: WorkerPool, pools: Sequence[WorkerPool]) -> str | None:
-    """Return the pool that has the first right to a pool's target, if it is another."""
-    oldest = min(
-        (p for p in pools if p.spec.scale_target_ref == pool.spec.scale_target_ref),
-        key=lambda p: (p.metadata.creation_timestamp or "", p.metadata.uid),
-        default=pool,
-    )
-    return None if oldest.metadata.uid == pool.metadata.uid else oldest.name
-
-
-def _book(reservation: Reservation) -> dict[str, Any]:
-    claim = reservation.claim
-    return {
-        "reserved": reservation.replicas,
-        "claim": claim
-        and {
-            "start": claim.start,
-            "to": claim.to,
-            "version": claim.version,
-            "specVersion": claim.spec_version,
-        },
-    }
+        if all(now.get(name) == value for name, value in status.items()):
+            return
+        try:
+            written = self._connector.write_pool_status(pool, status)
+        except DeniedError as error:
+            self._telling.denied(pool.metadata, str(error))
+            raise
+        if written is not None:
+            self._telling.conditions(pool.metadata, pool.status.conditions, conditions)

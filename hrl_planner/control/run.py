@@ -90,7 +90,6 @@ class Runner:
     Args:
         planners: the planners there should be now; those that are not named any more end.
         election: says which of them may act.
-        log: where decisions go.
         instruments: what is counted and shown.
         clock: seconds, monotonic.
     """
@@ -99,14 +98,12 @@ class Runner:
         self,
         planners: Callable[[], Mapping[Key, Planner]],
         election: Election,
-        log: DecisionLog,
         instruments: Instruments,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """See the class."""
         self._planners = planners
         self._election = election
-        self._log = log
         self._instruments = instruments
         self._clock = clock
         self._tasks: dict[Key, _Task] = {}
@@ -118,10 +115,10 @@ class Runner:
         """End after the rounds that run; may be called from a signal handler."""
         self._stopped = True
 
-    def wake(self, level: str, name: str) -> None:
+    def wake(self, key: Key) -> None:
         """Make a round of a planner soon; may be called from any thread."""
         with self._changed:
-            task = self._tasks.get(Key(level, name))
+            task = self._tasks.get(key)
             if task is not None and not task.woken:
                 task.woken = True
                 self._changed.notify()
@@ -134,8 +131,12 @@ class Runner:
         """Say whether the API server has answered; a planner that waits for its turn is ready."""
         return self._election.answered
 
-    def run(self) -> None:
-        """Run until stopped."""
+    def run(self, log: DecisionLog) -> None:
+        """Run until stopped.
+
+        Args:
+            log: where decisions go.
+        """
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="round") as threads:
             refreshed_s = -math.inf
             while not self._stopped:
@@ -146,7 +147,7 @@ class Runner:
                 with self._changed:
                     for key, task in self._due():
                         task.running, task.woken = True, False
-                        threads.submit(self._round, key, task)
+                        threads.submit(self._round, key, task, log)
                     self._changed.wait(self._pause_s())
 
     def _due(self) -> list[tuple[Key, _Task]]:
@@ -181,7 +182,7 @@ class Runner:
         for key in planners:
             self._instruments.led(*key, self._election.leads(key.lease))
 
-    def _round(self, key: Key, task: _Task) -> None:
+    def _round(self, key: Key, task: _Task, log: DecisionLog) -> None:
         began_s = self._clock()
         try:
             if self._stopped or not self._election.leads(key.lease):
@@ -190,7 +191,7 @@ class Runner:
             task.complaint = ""
             took_s = self._clock() - began_s
             self._instruments.rounded(*key, done, took_s)
-            self._log.write(key.name, done, took_s)
+            log.write(key.name, done, took_s)
         except (HrlPlannerError, HTTPError) as error:
             gone = isinstance(error, NotFoundError)
             self._instruments.failed(*key, self._clock() - began_s, gone=gone)

@@ -18,8 +18,7 @@ from kubernetes.aio.client import ApiClient, CoreV1Api, CustomObjectsApi
 
 from hrl_planner.control.connector import (
     Connector,
-    PoolList,
-    UnreadablePoolError,
+    UnreadableError,
     parsed_group,
     pool_list,
     pool_or_error,
@@ -27,6 +26,7 @@ from hrl_planner.control.connector import (
 from hrl_planner.control.mirrors import Mirror, Mirrors
 from hrl_planner.control.podindex import PodIndex, equalities
 from hrl_planner.control.pods import Pod, PodCounts, count_pods, pod_of
+from hrl_planner.control.pool_list import PoolList
 from hrl_planner.control.targets import TargetState
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
@@ -52,8 +52,8 @@ class Reader(Protocol):
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target; missing ones are no error."""
 
-    def pods(self, selector: str) -> PodCounts:
-        """Return what there is of a target's pods; no selector selects none."""
+    def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return what there is of a target's pods, as replicas; no selector selects none."""
 
 
 class Watched:
@@ -109,6 +109,9 @@ class Watched:
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target as it was when last read, or when the watch saw it change last."""
+        if ref.component is not None:
+            # Its replicas stand in one of two objects, and which can change.
+            return self._connector.target(ref)
         mirror = self._targets(ref)
         version = mirror.objects.get(ref.name) if mirror.believed() else None
         if version is None:
@@ -119,15 +122,15 @@ class Watched:
         self._read[ref] = (version, state)
         return state
 
-    def pods(self, selector: str) -> PodCounts:
-        """Return what there is of a target's pods."""
+    def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return what there is of a target's pods, as replicas."""
         wanted = equalities(selector) if selector else None
         if not wanted:
-            return self._connector.pods(selector)
+            return self._connector.pods(selector, per_replica)
         watched = "" if self._whole else selector
         if not self._mirror_of_pods(watched).believed():
-            return self._connector.pods(selector)
-        return count_pods(self._pods[watched].find(wanted))
+            return self._connector.pods(selector, per_replica)
+        return count_pods(self._pods[watched].find(wanted), per_replica)
 
     # The watches.
 
@@ -137,7 +140,7 @@ class Watched:
         call = partial(_custom, self._namespace, GROUP, VERSION, GROUPS, only)
         return self._mirrors.of(key, call, _group_or_error)
 
-    def _all_pools(self) -> Mirror[WorkerPool | UnreadablePoolError]:
+    def _all_pools(self) -> Mirror[WorkerPool | UnreadableError]:
         call = partial(_custom, self._namespace, GROUP, VERSION, POOLS, "")
         key = (self._namespace, POOLS, "")
         return self._mirrors.of(key, call, pool_or_error, self._pools_changed)
@@ -165,7 +168,7 @@ class Watched:
         return self._mirrors.of((self._namespace, "pods", selector), call, pod_of, changed)
 
     def _pools_changed(
-        self, pools: Mapping[str, WorkerPool | UnreadablePoolError], names: Collection[str]
+        self, pools: Mapping[str, WorkerPool | UnreadableError], names: Collection[str]
     ) -> None:
         """Wake those whom the change of a book or of a quota lets go on."""
         for name in names:

@@ -124,7 +124,10 @@ def manifests_of(
         data = _plain(pool) | {"group": spec.name, "scale_target_ref": _plain(targets[pool.name])}
         for absent in ("name", "initial_replicas", "mtbf_h"):
             del data[absent]
-        manifests.append(_manifest("WorkerPool", pool.name, namespace, data))
+        made = _manifest("WorkerPool", pool.name, namespace, data)
+        # The planner's: applied again, a manifest that named it would set it back.
+        del made["spec"]["quotaSequence"]
+        manifests.append(made)
     return manifests
 
 

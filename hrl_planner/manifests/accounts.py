@@ -25,7 +25,7 @@ def accounts(installation: Installation) -> list[Json]:
     """Return accounts, roles, bindings and leases of planners and router."""
     made: list[Json] = []
     for planner in installation.planners():
-        labels = installation.labels(planner.component, planner.name)
+        labels = installation.labels("planner", planner.name)
         rules = planner_rules(installation, planner)
         made += _account(installation, planner.name, labels, rules)
         made += [_lease(installation, name, labels) for name in planner.leases(installation.group)]

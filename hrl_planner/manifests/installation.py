@@ -18,10 +18,12 @@ from hrl_planner.spec import ClusterSpec
 
 Json = dict[str, Any]
 Layout = Literal["per-pool", "all-in-one"]
+Component = Literal["planner", "router"]
 
 PREFIX = "hrl-planner"
 ROUTER_PORT, ROUTER_METRICS_PORT, HEALTH_PORT = 8080, 9090, 8081
-VERSION = version("hrl-planner")
+_VERSION = version("hrl-planner")
+PLANNER_IMAGE, ROUTER_IMAGE = f"{PREFIX}:{_VERSION}", f"{PREFIX}-router:{_VERSION}"
 
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 # The longest name made of one, `hrl-planner-router-NAME`, is a label value and a Service.
@@ -45,8 +47,8 @@ class Installation:
     namespace: str
     targets: Mapping[str, ScaleTargetRef] = field(default_factory=dict)
     layout: Layout = "per-pool"
-    planner_image: str = f"{PREFIX}:{VERSION}"
-    router_image: str = f"{PREFIX}-router:{VERSION}"
+    planner_image: str = PLANNER_IMAGE
+    router_image: str = ROUTER_IMAGE
 
     def __post_init__(self) -> None:
         """Refuse names that cannot be names of objects.
@@ -99,14 +101,14 @@ class Installation:
             ),
         ]
 
-    def labels(self, component: str, name: str) -> dict[str, str]:
-        """Return the labels of an object of one process."""
-        return {
-            "app.kubernetes.io/name": PREFIX,
-            "app.kubernetes.io/component": component,
-            "app.kubernetes.io/instance": name,
-            "app.kubernetes.io/part-of": self.group,
-        }
+    def labels(self, component: Component | None = None, name: str = "") -> dict[str, str]:
+        """Return the labels of one process; of all of a kind, or of the whole, without its name."""
+        labels = {"app.kubernetes.io/name": PREFIX, "app.kubernetes.io/part-of": self.group}
+        if component is not None:
+            labels["app.kubernetes.io/component"] = component
+        if name:
+            labels["app.kubernetes.io/instance"] = name
+        return labels
 
     def metadata(self, name: str, labels: Mapping[str, str]) -> Json:
         """Return metadata of an object."""
@@ -128,11 +130,6 @@ class PlannerProcess:
     arguments: tuple[str, ...]
     divides: bool
     scales: tuple[str, ...]
-
-    @property
-    def component(self) -> str:
-        """Its part in the installation, for labels."""
-        return "planner"
 
     def leases(self, group: str) -> list[str]:
         """Return the names of the leases it acts under."""

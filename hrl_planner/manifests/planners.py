@@ -17,6 +17,7 @@ from hrl_planner.manifests.installation import (
 from hrl_planner.manifests.pods import (
     CONFINED,
     POD_NAMESPACE,
+    container_port,
     deployment,
     disruption_budget,
     http_probe,
@@ -42,7 +43,7 @@ def planner_disruption_budgets(installation: Installation) -> list[Json]:
         disruption_budget(
             installation,
             planner.name,
-            installation.labels(planner.component, planner.name),
+            installation.labels("planner", planner.name),
             {"maxUnavailable": 1},
         )
         for planner in installation.planners()
@@ -51,7 +52,7 @@ def planner_disruption_budgets(installation: Installation) -> list[Json]:
 
 
 def _deployment(installation: Installation, planner: PlannerProcess) -> Json:
-    labels = installation.labels(planner.component, planner.name)
+    labels = installation.labels("planner", planner.name)
     pod = pod_spec(planner.name, _container(installation, planner), [scratch("tmp", "64Mi")])
     if planner.divides:
         pod["affinity"] = _apart(labels)
@@ -73,7 +74,7 @@ def _container(installation: Installation, planner: PlannerProcess) -> Json:
         ],
         # One round at a time; more threads would only wake each other.
         "env": [POD_NAMESPACE, {"name": "OMP_NUM_THREADS", "value": "1"}],
-        "ports": [{"name": "health", "containerPort": HEALTH_PORT}],
+        "ports": [container_port("health", HEALTH_PORT)],
         # Until the first pages of workers have come it does not answer.
         "startupProbe": http_probe("/healthz", "health", periodSeconds=2, failureThreshold=60),
         "livenessProbe": http_probe("/healthz", "health", periodSeconds=10),

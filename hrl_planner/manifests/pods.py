@@ -84,3 +84,8 @@ def scratch(name: str, size: str) -> Json:
 def http_probe(path: str, port: str, **often: int) -> Json:
     """Return a probe by HTTP."""
     return {"httpGet": {"path": path, "port": port}, "timeoutSeconds": 3, **often}
+
+
+def container_port(name: str, port: int) -> Json:
+    """Return a port; server-side apply tells ports apart by protocol, and old servers add none."""
+    return {"name": name, "containerPort": port, "protocol": "TCP"}
