@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hrl_planner.control.decide import Allocator, Scaler
+from hrl_planner.control.decide import Allocator, GroupPlan, Scaler
 from hrl_planner.control.decision import Decision
 from hrl_planner.control.decision_log import DecisionLog, to_file
 from hrl_planner.control.global_planner import GlobalRound
@@ -122,11 +122,17 @@ class Site:
     def global_round(self) -> GlobalRound:
         plan = self._allocator.plan(self.group, PoolList(tuple(self.pools())), self.now_s)
         self.quotas |= plan.quotas
-        self.decisions.append(plan.decision)
-        budget = budget_of(self.group)
-        done = GlobalRound(
-            "active", plan, plan.quotas, dict(self.quotas), budget, budget, Settlement(), ()
-        )
+        return self._written(plan, None)
+
+    def listen(self) -> GlobalRound:
+        listed = PoolList(tuple(self.pools()))
+        return self._written(None, self._allocator.listen(self.group, listed, self.now_s))
+
+    def _written(self, plan: GroupPlan | None, heard: Decision | None) -> GlobalRound:
+        budget, quotas = budget_of(self.group), dict(self.quotas)
+        done = GlobalRound("active", plan, heard, quotas, quotas, budget, budget, Settlement(), ())
+        if done.decision is not None:
+            self.decisions.append(done.decision)
         self._log.write(self.group.metadata.name, done, 0.01)
         return done
 
@@ -147,6 +153,8 @@ class Site:
         for turn in range(rounds):
             if turn % 6 == 0:
                 self.global_round()
+            else:
+                self.listen()
             for name in self.replicas:
                 self.local_round(name)
             self.now_s += 10.0

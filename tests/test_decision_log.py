@@ -42,6 +42,7 @@ def test_every_decision_can_be_made_again(tmp_path: Path, site: MakeSite, scaler
     where = site(tmp_path / "log", SPEC, allocator="lp", scaler=scaler)
     where.run(30)
     assert len({tuple(d.replicas.values()) for d in where.decisions}) > 1
+    assert {d.asked for d in where.decisions} == {"decide", "listen"}
     found = verdicts(tmp_path / "log")
     assert found == ["same"] * len(where.decisions)
 
@@ -161,7 +162,7 @@ def test_what_was_seen_is_read_back_to_the_last_bit(data: st.DataObject) -> None
             )
         )
     plan = Plan(np.zeros(len(SPEC.pools), np.int64))
-    decision = Decision(Choice("scaler", "quota"), "", 0, SPEC, seen, plan, (), 0.0)
+    decision = Decision(Choice("scaler", "quota"), "decide", "", 0, SPEC, seen, plan, (), 0.0)
     cluster = ClusterLine.of(SPEC, 0.0)
     line = DecisionLine.of(decision, cluster.hash).model_dump_json(exclude_defaults=True)
     again = DecisionLine.model_validate_json(line).observation(

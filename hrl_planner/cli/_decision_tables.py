@@ -67,16 +67,17 @@ class Selection:
         decisions = 0
         for step in steps:
             time_s = step.entry.round.time
-            if not self._concerns(step.entry.round) or time_s < (self.since_s or 0.0):
+            if not self._concerns(step) or time_s < (self.since_s or 0.0):
                 continue
             kept.append(step)
-            decisions += step.again is not None
+            decisions += _decided(step)
             while kept and self._passed(kept[0], time_s, decisions):
-                decisions -= kept.popleft().again is not None
+                decisions -= _decided(kept.popleft())
         return list(kept)
 
-    def _concerns(self, done: RoundLine) -> bool:
-        said = done.decision is not None or done.written or done.error
+    def _concerns(self, step: Step) -> bool:
+        done = step.entry.round
+        said = _decided(step) or done.written or done.error
         ours = not self.pools or done.level == "global" or done.name in self.pools
         return bool(said) and ours
 
@@ -85,9 +86,15 @@ class Selection:
         return old or (self.last is not None and decisions > self.last)
 
 
+def _decided(step: Step) -> bool:
+    """Say whether a policy decided, and not only listened."""
+    decision = step.entry.round.decision
+    return decision is not None and decision.asked == "decide"
+
+
 @dataclass
 class Tally:
-    """How the repetitions came out.
+    """How the repetitions of decisions came out.
 
     Attributes:
         verdicts: how many of each.
@@ -106,7 +113,8 @@ class Tally:
 
     def _count(self, step: Step, again: Again) -> None:
         of_another = again.verdict == "different" and not again.logged_policy
-        self.verdicts["otherwise" if of_another else again.verdict] += 1
+        if _decided(step):
+            self.verdicts["otherwise" if of_another else again.verdict] += 1
         if self.first is None and again.verdict in ("different", "failed") and not of_another:
             entry = step.entry
             what = f"{entry.round.level} {entry.round.name} at {_clock(entry.round.time)}"
@@ -188,11 +196,13 @@ def _rows(step: Step, pools: frozenset[str]) -> Iterator[tuple[str, ...]]:
     """Yield the rows of a round: what was decided and why, its pools, what was written."""
     done, decision = step.entry.round, step.entry.round.decision
     heading = (_clock(done.time), f"{done.level} {done.name}")
-    yield _note(done.error or (decision.reason if decision else "between decisions"), heading)
+    decided = decision is not None and decision.asked == "decide"
+    reason = decision.reason if decision is not None and decided else "between decisions"
+    yield _note(done.error or reason, heading)
     if decision is not None:
         for entry in decision.shield:
             yield _note(f"shield, {entry.action} ({entry.cause}): {entry.reason}")
-        for pool in [done.name] if done.level == "local" else sorted(decision.replicas):
+        for pool in [done.name] if done.level == "local" else decision.replicas:
             if not pools or pool in pools:
                 yield _pool_row(step, done, decision, pool)
     if step.again is not None:

@@ -28,6 +28,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be don
 HealthPort = Annotated[
     int, typer.Option(min=0, max=65535, help="Of /healthz, /readyz and /metrics.")
 ]
+HealthHost = Annotated[str, typer.Option(help="Address on which they are answered.")]
 SettleS = Annotated[
     float, typer.Option(min=0.0, help="A target's controller lags at most so many seconds.")
 ]
@@ -67,6 +68,7 @@ def plan_global(
     log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Divide a group's budget among its pools: one of these per group (and one to take over).
@@ -76,7 +78,15 @@ def plan_global(
       hrl-planner plan global --group qwen --once --dry-run
     """
     how = _How(
-        once, dry_run, health_port, 30.0, metrics, tuple(router or ()), look_s, prometheus, log
+        once,
+        dry_run,
+        (health_host, health_port),
+        30.0,
+        metrics,
+        tuple(router or ()),
+        look_s,
+        prometheus,
+        log,
     )
     _plan(kubeconfig, namespace, [group], [], how)
 
@@ -93,6 +103,7 @@ def plan_local(
     log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -103,7 +114,15 @@ def plan_local(
       hrl-planner plan local --pool decode-h200 --once --dry-run
     """
     how = _How(
-        once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s, prometheus, log
+        once,
+        dry_run,
+        (health_host, health_port),
+        settle_s,
+        metrics,
+        tuple(router or ()),
+        look_s,
+        prometheus,
+        log,
     )
     _plan(kubeconfig, namespace, [], [pool], how)
 
@@ -123,6 +142,7 @@ def plan_all(
     log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -135,7 +155,15 @@ def plan_all(
       hrl-planner plan all --namespace serving
     """
     how = _How(
-        once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s, prometheus, log
+        once,
+        dry_run,
+        (health_host, health_port),
+        settle_s,
+        metrics,
+        tuple(router or ()),
+        look_s,
+        prometheus,
+        log,
     )
     _plan(kubeconfig, namespace, group or [], None, how)
 
@@ -146,7 +174,7 @@ class _How:
 
     once: bool
     dry_run: bool
-    health_port: int
+    health: tuple[str, int]
     settle_s: float
     metrics: bool
     routers: tuple[str, ...]
@@ -200,10 +228,12 @@ def _plan(
                 log.write(key.name, done, time.monotonic() - began_s)
             return
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        service = Service(connector, planners, kubeconfig, keys, groups, instruments)
+        service = Service(
+            connector, planners, kubeconfig, keys, groups, log=log, instruments=instruments
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
-        service.run(log, how.health_port)
+        service.run(*how.health)
 
 
 @contextmanager

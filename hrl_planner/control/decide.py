@@ -23,7 +23,7 @@ class GroupPlan:
 
     Attributes:
         quotas: by pool; a pool that is not there keeps its quota.
-        flows: requests/s by class and pool; None keeps the weights there are.
+        flows: None keeps the weights there are.
         reason: for people.
         decision: where they come from.
     """
@@ -67,6 +67,18 @@ class Allocator:
         made = self._decider.decide(cluster.spec, choice, observation)
         return GroupPlan(made.replicas, made.flows, made.plan.reason, made)
 
+    def listen(self, group: ServingGroup, listed: PoolList, now_s: float) -> Decision | None:
+        """Let the policy see what happens between its plans; flows may come of it.
+
+        Raises:
+            HrlPlannerError: as `plan`.
+        """
+        cluster = planned(group, listed)
+        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
+        return self._decider.listen(
+            cluster.spec, Choice.of(group.spec.policy, "allocator"), observation
+        )
+
 
 class Scaler:
     """The local level: decides the replicas of one pool.
@@ -95,7 +107,7 @@ class Scaler:
         fit, left_out = plannable(group, listed)
         if name in left_out:
             raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
-        spec = cluster_spec_of(group, fit)
+        spec = cluster_spec_of(group, fit, left_out)
         observation = observe(spec, fit, self._metrics, now_s)
         return self._decider.decide(spec, Choice.of(group.spec.policy, "scaler"), observation)
 

@@ -8,6 +8,7 @@ Nothing here knows custom resources or the API server.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ from hrl_planner.planner import Plan, PlanContext, Policy
 from hrl_planner.planner.checkpoint import digest, load
 from hrl_planner.planner.deployed import allocator_of, scaler_of
 from hrl_planner.planner.loop import within_budget
+from hrl_planner.planner.policy import Listener
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Intervention, Interventions
@@ -29,6 +31,7 @@ QUOTA = "quota"  # the scaler that asks for all it may have
 WHOLE_QUOTA = "all of the quota"  # and its reason
 
 Level = Literal["allocator", "scaler"]
+Asked = Literal["decide", "listen"]
 Flows = dict[str, dict[str, float]]
 
 
@@ -60,16 +63,18 @@ class Decision:
 
     Attributes:
         choice: the policy.
+        asked: to decide, or only to listen, which changes its memory, and perhaps flows.
         digest: of its checkpoint; empty without one.
-        turn: decisions it has made before, since it was made; at 0 it has no memory.
+        turn: how often it was asked before, since it was made; at 0 it has no memory.
         spec: the cluster.
         observation: what it was shown.
-        plan: what it answered; an allocator's is within the budget.
+        plan: what it answered; an allocator's is within the budget. Without pools if it listened.
         interventions: of the shield.
         took_s: how long it thought.
     """
 
     choice: Choice
+    asked: Asked
     digest: str
     turn: int
     spec: ClusterSpec
@@ -82,6 +87,8 @@ class Decision:
     def replicas(self) -> dict[str, int]:
         """By pool, what the plan sets at this level: quotas for an allocator, else replicas."""
         plan = self.plan
+        if self.asked == "listen":
+            return {}
         chosen = plan.replicas if plan.quotas is None else plan.quotas
         return {pool.name: int(n) for pool, n in zip(self.spec.pools, chosen, strict=True)}
 
@@ -138,24 +145,62 @@ class Decider:
         Raises:
             HrlPlannerError: if there is no such policy, or it cannot plan for this cluster.
         """
+
+        def ask(policy: Policy) -> Plan:
+            plan = policy.decide(observation)
+            if choice.level == "scaler":
+                return plan
+            return within_budget(plan, observation, BudgetArrays.from_spec(spec))
+
+        return self._asked("decide", spec, choice, observation, ask)
+
+    def listen(
+        self, spec: ClusterSpec, choice: Choice, observation: ClusterObservation
+    ) -> Decision | None:
+        """Let the policy see an observation between its decisions; None if it does not want to.
+
+        Raises:
+            HrlPlannerError: as `decide`.
+        """
+        if not isinstance(self._for(spec, choice), Listener):
+            return None
+
+        def ask(policy: Policy) -> Plan:
+            assert isinstance(policy, Listener)
+            return Plan(np.zeros(0, np.int64), policy.listen(observation))
+
+        return self._asked("listen", spec, choice, observation, ask)
+
+    def _asked(
+        self,
+        asked: Asked,
+        spec: ClusterSpec,
+        choice: Choice,
+        observation: ClusterObservation,
+        ask: Callable[[Policy], Plan],
+    ) -> Decision:
         began_s = time.perf_counter()
-        policy, self._policy = self._policy, None
-        if policy is None or self._made_for != (spec, choice):
-            self._turn = 0
-            self._shield = Interventions()
-            policy = _make(choice, self._shield)
-            policy.reset(PlanContext(spec))
-            self._made_for = (spec, choice)
-            self._digest = "" if choice.checkpoint is None else digest(choice.checkpoint)
+        policy = self._for(spec, choice)
+        self._policy = None
         self._shield.latest = []
-        plan = policy.decide(observation)
-        if choice.level == "allocator":
-            plan = within_budget(plan, observation, BudgetArrays.from_spec(spec))
+        plan = ask(policy)
         self._policy, turn = policy, self._turn
         self._turn += 1
         told = tuple(self._shield.latest)
         took_s = time.perf_counter() - began_s
-        return Decision(choice, self._digest, turn, spec, observation, plan, told, took_s)
+        return Decision(choice, asked, self._digest, turn, spec, observation, plan, told, took_s)
+
+    def _for(self, spec: ClusterSpec, choice: Choice) -> Policy:
+        """Return the policy there is, or a new one where it is for something else."""
+        if self._policy is None or self._made_for != (spec, choice):
+            self._turn = 0
+            self._shield = Interventions()
+            self._policy = None
+            policy = _make(choice, self._shield)
+            policy.reset(PlanContext(spec))
+            self._policy, self._made_for = policy, (spec, choice)
+            self._digest = "" if choice.checkpoint is None else digest(choice.checkpoint)
+        return self._policy
 
 
 class _WholeQuota:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from hrl_planner.control.decision import Choice, Decision
+from hrl_planner.control.decision import Asked, Choice, Decision
 from hrl_planner.observation import (
     CLASS_FIELDS,
     POOL_FIELDS,
@@ -100,12 +100,13 @@ class DecisionLine(_Model):
     cluster: str = Field(description="hash of its line")
     policy: str
     checkpoint: str | None = None
+    asked: Asked = "decide"
     digest: str = ""
     turn: int
     now_s: float
     pools: Rows
     classes: Rows
-    replicas: dict[str, int]
+    replicas: dict[str, int] = {}
     flows: dict[str, dict[str, float]] | None = None
     reason: str = ""
     marginal: dict[str, float] = {}
@@ -120,6 +121,7 @@ class DecisionLine(_Model):
             cluster=cluster,
             policy=decision.choice.policy,
             checkpoint=decision.choice.checkpoint,
+            asked=decision.asked,
             digest=decision.digest,
             turn=decision.turn,
             now_s=seen.now_s,

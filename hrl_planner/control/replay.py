@@ -100,6 +100,8 @@ class Replayer:
         except HrlPlannerError as error:
             stream.lose()
             return Again("failed", (str(error),), None, choice == before)
+        if made is None:  # another policy, which does not want to listen
+            return Again("same", (), None, choice == before)
         same_policy = _same_policy(before, choice, logged.digest, made.digest)
         differences = compare(logged, made, _scope(entry))
         if not differences:
@@ -130,8 +132,13 @@ class _Stream:
         self._turn = None
 
 
-def _ask(stream: _Stream, choice: Choice, logged: DecisionLine, cluster: ClusterLine) -> Decision:
-    return stream.decider.decide(cluster.cluster, choice, logged.observation(cluster))
+def _ask(
+    stream: _Stream, choice: Choice, logged: DecisionLine, cluster: ClusterLine
+) -> Decision | None:
+    decider, seen = stream.decider, logged.observation(cluster)
+    if logged.asked == "listen":
+        return decider.listen(cluster.cluster, choice, seen)
+    return decider.decide(cluster.cluster, choice, seen)
 
 
 def _scope(entry: Entry) -> str | None:

@@ -16,12 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from urllib3.exceptions import HTTPError
 
-from hrl_planner.control.decision_log import DecisionLog, Round
-from hrl_planner.control.instruments import Instruments
 from hrl_planner.control.lease import DURATION_S
 from hrl_planner.control.requests import NotFoundError
 from hrl_planner.errors import HrlPlannerError
@@ -53,7 +51,7 @@ class Planner(Protocol):
     name: str
     interval_s: float
 
-    def round(self) -> Round:
+    def round(self) -> Any:
         """Look, decide, write; say what was seen and done."""
 
 
@@ -67,6 +65,22 @@ class Election(Protocol):
 
     def leads(self, name: str) -> bool:
         """Say whether a lease is ours."""
+
+
+class Audience(Protocol):
+    """Is told what planners do; from any thread."""
+
+    def led(self, level: str, name: str, leads: bool) -> None:
+        """Hear now and then whether a planner of this process acts."""
+
+    def rounded(self, level: str, name: str, done: Any, took_s: float) -> None:
+        """Hear of a round."""
+
+    def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
+        """Hear of a round that came to no end, perhaps as there is nothing to plan for any more."""
+
+    def ended(self, level: str, name: str) -> None:
+        """Hear that a planner is no more."""
 
 
 @dataclass
@@ -90,7 +104,7 @@ class Runner:
     Args:
         planners: the planners there should be now; those that are not named any more end.
         election: says which of them may act.
-        instruments: what is counted and shown.
+        audience: is told what they do.
         clock: seconds, monotonic.
     """
 
@@ -98,13 +112,13 @@ class Runner:
         self,
         planners: Callable[[], Mapping[Key, Planner]],
         election: Election,
-        instruments: Instruments,
+        audience: Audience,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """See the class."""
         self._planners = planners
         self._election = election
-        self._instruments = instruments
+        self._audience = audience
         self._clock = clock
         self._tasks: dict[Key, _Task] = {}
         self._stopped = False
@@ -131,12 +145,8 @@ class Runner:
         """Say whether the API server has answered; a planner that waits for its turn is ready."""
         return self._election.answered
 
-    def run(self, log: DecisionLog) -> None:
-        """Run until stopped.
-
-        Args:
-            log: where decisions go.
-        """
+    def run(self) -> None:
+        """Run until stopped."""
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="round") as threads:
             refreshed_s = -math.inf
             while not self._stopped:
@@ -147,7 +157,7 @@ class Runner:
                 with self._changed:
                     for key, task in self._due():
                         task.running, task.woken = True, False
-                        threads.submit(self._round, key, task, log)
+                        threads.submit(self._round, key, task)
                     self._changed.wait(self._pause_s())
 
     def _due(self) -> list[tuple[Key, _Task]]:
@@ -173,33 +183,31 @@ class Runner:
         with self._changed:
             for key in self._tasks.keys() - planners.keys():
                 _log.info("%s planner %s ends", key.level, key.name)
-                self._instruments.ended(*key)
+                self._audience.ended(*key)
                 del self._tasks[key]
             for key, planner in planners.items():
                 if key not in self._tasks:
                     self._tasks[key] = _Task(planner)
         self._election.want([key.lease for key in planners])
         for key in planners:
-            self._instruments.led(*key, self._election.leads(key.lease))
+            self._audience.led(*key, self._election.leads(key.lease))
 
-    def _round(self, key: Key, task: _Task, log: DecisionLog) -> None:
+    def _round(self, key: Key, task: _Task) -> None:
         began_s = self._clock()
         try:
             if self._stopped or not self._election.leads(key.lease):
                 return  # it waited too long for its turn
             done = task.planner.round()
             task.complaint = ""
-            took_s = self._clock() - began_s
-            self._instruments.rounded(*key, done, took_s)
-            log.write(key.name, done, took_s)
+            self._audience.rounded(*key, done, self._clock() - began_s)
         except (HrlPlannerError, HTTPError) as error:
             gone = isinstance(error, NotFoundError)
-            self._instruments.failed(*key, self._clock() - began_s, gone=gone)
+            self._audience.failed(*key, self._clock() - began_s, gone=gone)
             level = logging.DEBUG if str(error) == task.complaint else logging.WARNING
             task.complaint = str(error)
             _log.log(level, "%s planner %s: %s", key.level, key.name, error)
         except Exception:  # a fault of this planner must not end the others
-            self._instruments.failed(*key, self._clock() - began_s, gone=False)
+            self._audience.failed(*key, self._clock() - began_s, gone=False)
             _log.exception("%s planner %s", key.level, key.name)
         finally:
             with self._changed:

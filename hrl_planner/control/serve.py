@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from hrl_planner.control.connector import Connector
-from hrl_planner.control.decision_log import DecisionLog
+from hrl_planner.control.decision_log import DecisionLog, Round
 from hrl_planner.control.election import EachItsOwn, Elector, OneHeartbeat
 from hrl_planner.control.fleet import Fleet, Planners
 from hrl_planner.control.health import Health
@@ -31,7 +31,8 @@ class Service:
         kubeconfig: of the watches; absent: as `kube.access` finds one.
         keys: planners to run, which then watch only what is theirs; absent: those of all groups.
         groups: where there are no keys, only those of these groups.
-        instruments: what is counted and shown; absent: those of this service alone.
+        log: where decisions go.
+        instruments: what is counted and shown.
     """
 
     def __init__(
@@ -41,33 +42,36 @@ class Service:
         kubeconfig: Path | None,
         keys: Sequence[Key] | None,
         groups: Sequence[str] = (),
-        instruments: Instruments | None = None,
+        *,
+        log: DecisionLog,
+        instruments: Instruments,
     ) -> None:
         """See the class."""
-        self._instruments = instruments or Instruments()
+        self._instruments = instruments
+        audience = _Heard(log, instruments)
         self._mirrors = Mirrors(partial(find_configuration, kubeconfig))
         watched = Watched(connector, self._mirrors, whole=keys is None, wake=self._wake)
         leases = Leases(connector.api, connector.namespace, this_process(), time.monotonic)
         if keys is None:
             fleet = Fleet(watched, planners, groups)
             self._elector = Elector(OneHeartbeat(leases))
-            self._runner = Runner(fleet.planners, self._elector, self._instruments)
+            self._runner = Runner(fleet.planners, self._elector, audience)
         else:
             fixed = {key: planners.make(key, watched) for key in keys}
             self._elector = Elector(EachItsOwn(leases))
-            self._runner = Runner(lambda: fixed, self._elector, self._instruments)
+            self._runner = Runner(lambda: fixed, self._elector, audience)
 
-    def run(self, log: DecisionLog, health_port: int) -> None:
+    def run(self, health_host: str, health_port: int) -> None:
         """Run until stopped, then let go of all leases.
 
         Args:
-            log: where decisions go.
-            health_port: of `/healthz`, `/readyz` and `/metrics`; 0 for any free one.
+            health_host: where to answer `/healthz`, `/readyz` and `/metrics`.
+            health_port: likewise; 0 for any free one.
         """
         page = self._instruments.page
-        health = Health(health_port, self._runner.alive, self._runner.ready, page)
+        health = Health(health_port, self._runner.alive, self._runner.ready, page, health_host)
         with self._mirrors, self._elector, health:
-            self._runner.run(log)
+            self._runner.run()
 
     def stop(self) -> None:
         """End after the rounds that run; may be called from a signal handler."""
@@ -80,6 +84,19 @@ class Service:
 
     def _wake(self, level: str, name: str) -> None:
         self._runner.wake(Key(level, name))
+
+
+class _Heard:
+    """Tells the log and the instruments of the process what its planners do."""
+
+    def __init__(self, log: DecisionLog, instruments: Instruments) -> None:
+        self._log = log
+        self.led, self.failed, self.ended = instruments.led, instruments.failed, instruments.ended
+        self._rounded = instruments.rounded
+
+    def rounded(self, level: str, name: str, done: Round, took_s: float) -> None:
+        self._rounded(level, name, done, took_s)
+        self._log.write(name, done, took_s)
 
 
 def this_process() -> str:
