@@ -27,6 +27,7 @@ from hrl_planner.manifests.pods import (
     disruption_budget,
     http_probe,
     pod_spec,
+    rolling,
     scratch,
 )
 
@@ -85,7 +86,7 @@ def router_deployment(installation: Installation) -> Json:
         installation, name, labels, pod, {"hrl-planner.io/config": _digest(installation)}
     )
     # The next one must know the workers before this one drains.
-    made["spec"]["strategy"] = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    made["spec"]["strategy"] = rolling(surge=1, unavailable=0)
     return made
 
 
