@@ -53,13 +53,19 @@ def router_objects(installation: Installation) -> list[Json]:
     ]
 
 
-def router_config(installation: Installation) -> Json:
-    """Return the ConfigMap: the router's config, and the cluster spec it names."""
+def router_config(installation: Installation, **sections: Json) -> Json:
+    """Return the ConfigMap: the router's config, and the cluster spec it names.
+
+    Args:
+        installation: what is installed.
+        sections: more of the config, see `RouterConfig`.
+    """
     config = {
         "spec": "spec.yaml",
         "discovery": {"kind": "kubernetes", "group": installation.group},
         "picker": {"http_host": "0.0.0.0", "http_port": ROUTER_METRICS_PORT},
         "envoy": {"listen": f"0.0.0.0:{ROUTER_PORT}"},
+        **sections,
     }
     spec = installation.spec.model_dump(mode="json", exclude_none=True)
     labels = installation.labels("router", installation.router)
