@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from kubernetes import client
@@ -29,9 +30,9 @@ def install_definitions(admin: client.ApiClient) -> None:
         assert conditions["Established"].status == "True"
 
 
-def mirrors_of(plane: ControlPlane) -> Mirrors:
-    """Watches of a control plane, as administrator."""
-    return Mirrors(partial(find_configuration, plane.kubeconfig))
+def mirrors_of(plane: ControlPlane, kubeconfig: Path | None = None) -> Mirrors:
+    """Watches of a control plane, as administrator or as a kubeconfig says."""
+    return Mirrors(partial(find_configuration, kubeconfig or plane.kubeconfig))
 
 
 def manifests(spec: ClusterSpec, namespace: str) -> list[dict[str, Any]]:

@@ -101,6 +101,7 @@ _COMPONENT = _object(
     replicas=_INTEGER,
     scalingAdapter=_OPEN,
     podTemplate=_OPEN,
+    sharedMemorySize={"x-kubernetes-int-or-string": True},
     multinode=_object(nodeCount=_INTEGER),
 )
 _REPORTED = {

@@ -92,6 +92,7 @@ def test_a_process_of_one_planner_and_one_of_all_never_lead_the_same(
             assert single.keep([ONE]) == set()
             place.now_s += 5.0
             many.keep(ALL)
+        assert single.keep([ONE]) == set()
         place.now_s += 16.0
         assert single.keep([ONE]) == {ONE}
     else:

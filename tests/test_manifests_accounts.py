@@ -17,7 +17,8 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
-from hrl_planner.control.lease import Lease
+from hrl_planner.control.election import EachItsOwn, OneHeartbeat
+from hrl_planner.control.lease import Lease, Leases
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.manifests import Installation, accounts
@@ -49,6 +50,10 @@ class Installed:
         if account is None:
             return self.plane.client()
         return self.plane.client(service_account=(self.namespace, account))
+
+    def leases(self, account: str | None) -> Leases:
+        holder = account or "administrator"
+        return Leases(self.api(account), self.namespace, holder, time.monotonic)
 
     def planner(self, account: str) -> GlobalPlanner:
         return GlobalPlanner(self.connector(account), SPEC.name, NoMetrics(), time.monotonic)
@@ -108,19 +113,22 @@ def test_one_process_plans_for_all_under_the_account_of_that_layout(installed: I
     assert installed.scaler(ALL, POOL).round().error == ""
 
 
-@pytest.mark.parametrize(
-    ("account", "name"),
-    [(GLOBAL, GLOBAL), (LOCAL, LOCAL), (ALL, GLOBAL), (ALL, LOCAL)],
-)
-def test_a_planner_takes_its_lease_and_lets_it_go(
-    installed: Installed, account: str, name: str
-) -> None:
-    lease = Lease(installed.api(account), installed.namespace, name, account, time.monotonic)
-    assert lease.hold()
-    lease.release()
-    other = Lease(installed.api(None), installed.namespace, name, "other", time.monotonic)
-    assert other.hold()
-    other.release()
+def test_a_planner_takes_its_lease_and_lets_it_go(installed: Installed) -> None:
+    for account in (GLOBAL, LOCAL):
+        keeper = EachItsOwn(installed.leases(account))
+        assert keeper.keep([account]) == {account}
+        assert not Lease(installed.leases(None), account).hold()
+        keeper.release()
+        other = Lease(installed.leases(None), account)
+        assert other.hold()
+        other.release()
+
+
+def test_one_process_for_all_holds_their_leases_by_its_heartbeat(installed: Installed) -> None:
+    keeper = OneHeartbeat(installed.leases(ALL))
+    assert keeper.keep([GLOBAL, LOCAL]) == {GLOBAL, LOCAL}
+    keeper.release()
+    assert Lease(installed.leases(None), GLOBAL).hold()
 
 
 @pytest.mark.parametrize("account", [ROUTER, GLOBAL, LOCAL])
@@ -242,3 +250,19 @@ def test_an_account_may_do_its_work_and_is_refused_everything_else(
     }
     assert 401 not in statuses.values()
     assert {request for request, status in statuses.items() if status != 403} == own
+
+
+def test_deleted_pools_are_let_go_by_the_groups_account_in_shadow_mode(
+    installed: Installed,
+) -> None:
+    """The first steps of taking an installation down."""
+    hands = client.CustomObjectsApi(installed.api(None))
+    where = (GROUP, VERSION, installed.namespace)
+    shadow = {"spec": {"policy": {"mode": "shadow"}}}
+    hands.patch_namespaced_custom_object(
+        *where, GROUPS, SPEC.name, shadow, _content_type="application/merge-patch+json"
+    )
+    hands.delete_collection_namespaced_custom_object(*where, POOLS)
+    installed.planner(GLOBAL).round()
+    left: Any = hands.list_namespaced_custom_object(*where, POOLS)
+    assert left["items"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from hrl_planner.manifests import (
     router_config,
     router_deployment,
 )
+from hrl_planner.manifests.installation import Layout
 from hrl_planner.router.local import free_ports
 from hrl_planner.spec import ClusterSpec
 from tests.kube import deployment, pod_spec
@@ -38,6 +40,7 @@ pytestmark = [pytest.mark.kube, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
 SPEC = ClusterSpec.load("small")
+LAYOUTS: tuple[Layout, ...] = ("per-pool", "all-in-one")
 PATIENCE_S = 120.0
 STOP_S = 30.0
 
@@ -52,7 +55,8 @@ def installation(control_plane: ControlPlane) -> Iterator[Installation]:
             client.AppsV1Api(admin).create_namespaced_deployment(namespace, body)
         made = Installation(SPEC, namespace)
         create_objects(client.CustomObjectsApi(admin), SPEC, namespace)
-        apply_all(admin, accounts(made))
+        for layout in LAYOUTS:
+            apply_all(admin, accounts(dataclasses.replace(made, layout=layout)))
         yield made
 
 
@@ -112,13 +116,14 @@ def running(
             process.kill()
 
 
-@pytest.mark.parametrize("level", ["global", "local"])
+@pytest.mark.parametrize("level", ["global", "local", "all"])
 def test_a_planner_plans_under_its_account_and_never_says_its_token(
     control_plane: ControlPlane, installation: Installation, level: str
 ) -> None:
     deployed = next(
         each
-        for each in planner_deployments(installation)
+        for layout in LAYOUTS
+        for each in planner_deployments(dataclasses.replace(installation, layout=layout))
         if each["metadata"]["name"].startswith(f"hrl-planner-{level}")
     )
 
@@ -126,7 +131,7 @@ def test_a_planner_plans_under_its_account_and_never_says_its_token(
         return "--health-port=0" if word.startswith("--health-port") else word
 
     with running(control_plane, installation, deployed, here) as planner:
-        planner.wait_for("leads", f'"level": "{level}"')
+        planner.wait_for("leads", '"level": "')
         assert planner.stop() == 0
     said = "".join(planner.said)
     assert " 403 " not in said

@@ -28,11 +28,18 @@ def manifests(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help=r"POOL=GROUP/VERSION/KIND/NAME, may be repeated. "
+            help=r"POOL=GROUP/VERSION/KIND/NAME\[/COMPONENT], may be repeated. "
             r"\[default: the Deployment of the pool's name]",
             show_default=False,
         ),
     ] = None,
+    as_dgd: Annotated[
+        bool,
+        typer.Option(
+            "--as-dgd",
+            help="Write one file, dgd.yaml: everything as components of a DynamoGraphDeployment.",
+        ),
+    ] = False,
 ) -> None:
     """Write the manifests of a cluster: planners, router, accounts, network policies, overlays.
 
@@ -42,7 +49,14 @@ def manifests(
 
       kubectl apply -k my-deploy/overlays/deployments
     """
-    from hrl_planner.manifests import PLANNER_IMAGE, ROUTER_IMAGE, Installation, tree
+    from hrl_planner.manifests import (
+        PLANNER_IMAGE,
+        ROUTER_IMAGE,
+        Installation,
+        documents,
+        graph_manifests,
+        tree,
+    )
     from hrl_planner.spec import ClusterSpec
 
     made = Installation(
@@ -53,7 +67,8 @@ def manifests(
         planner_image=image or PLANNER_IMAGE,
         router_image=router_image or ROUTER_IMAGE,
     )
-    for name, text in tree(made).items():
+    files = {"dgd.yaml": documents(graph_manifests(made))} if as_dgd else tree(made)
+    for name, text in files.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -66,7 +81,13 @@ def _target(text: str) -> tuple[str, ScaleTargetRef]:
 
     pool, _, reference = text.partition("=")
     parts = reference.split("/")
-    if len(parts) != 4 or not all((pool, *parts)):
-        raise ManifestError(f"--target: {text!r} is not POOL=GROUP/VERSION/KIND/NAME")
-    group, api_version, kind, name = parts
-    return pool, ScaleTargetRef(api_version=f"{group}/{api_version}", kind=kind, name=name)
+    if len(parts) not in (4, 5) or not all((pool, *parts)):
+        raise ManifestError(f"--target: {text!r} is not POOL=GROUP/VERSION/KIND/NAME[/COMPONENT]")
+    group, api_version, kind, name, *component = parts
+    target = ScaleTargetRef(
+        api_version=f"{group}/{api_version}",
+        kind=kind,
+        name=name,
+        component=component[0] if component else None,
+    )
+    return pool, target

@@ -122,7 +122,7 @@ class Scaler:
         fit, left_out = plannable(group, listed)
         if name in left_out:
             raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
-        spec = cluster_spec_of(group, fit)
+        spec = cluster_spec_of(group, fit, left_out)
         policy = self._policy.of(spec, group.spec.policy, "scaler")
         plan = policy.decide(observe(spec, fit, self._metrics, now_s))
         return int(plan.replicas[spec.pool_index(name)]), plan.reason

@@ -70,5 +70,10 @@ class Service:
         """End after the rounds that run; may be called from a signal handler."""
         self._runner.stop()
 
+    @property
+    def watches(self) -> int:
+        """How many watches are kept."""
+        return len(self._mirrors)
+
     def _wake(self, level: str, name: str) -> None:
         self._runner.wake(Key(level, name))

@@ -6,18 +6,21 @@
     router               read its group's flows, and pods
 
 Where RBAC can name an object, it is named. It cannot where a list spans many objects, and for
-`create`, which is why leases come with the manifests and planners may not create any.
+`create`, which is why leases come with the manifests and planners may not create any. One process
+for all planners has a heartbeat of a name it makes up, and watches all targets at once, and so may
+write any lease of its namespace and list any object of its targets' kinds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hrl_planner.control.dynamo import ADAPTER, adapter_name
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS
 from hrl_planner.kube.resources import ScaleTargetRef
 from hrl_planner.manifests.installation import Installation, Json, PlannerProcess
 
-_RBAC = "rbac.authorization.k8s.io"
+_RBAC, _LEASES = "rbac.authorization.k8s.io", "coordination.k8s.io"
 _READ = ("get", "list", "watch")
 
 
@@ -28,7 +31,9 @@ def accounts(installation: Installation) -> list[Json]:
         labels = installation.labels("planner", planner.name)
         rules = planner_rules(installation, planner)
         made += _account(installation, planner.name, labels, rules)
-        made += [_lease(installation, name, labels) for name in planner.leases(installation.group)]
+        if not planner.whole:
+            leases = planner.leases(installation.group)
+            made += [_lease(installation, name, labels) for name in leases]
     labels = installation.labels("router", installation.router)
     return [
         *made,
@@ -43,21 +48,58 @@ def planner_rules(installation: Installation, planner: PlannerProcess) -> list[J
         _rule(GROUP, [GROUPS, POOLS], _READ),
         _rule("", ["pods"], ("list", "watch")),
         _rule("", ["events"], ["create"]),
-        _rule(
-            "coordination.k8s.io", ["leases"], ["get", "update"], planner.leases(installation.group)
-        ),
+        _election(installation, planner),
     ]
     if planner.divides:
         rules.append(_rule(GROUP, [f"{GROUPS}/status"], ["patch"], [installation.group]))
         rules.append(_rule(GROUP, [POOLS], ["patch"], pools))
     if planner.scales:
         rules.append(_rule(GROUP, [f"{POOLS}/status"], ["patch"], planner.scales))
-    for pool in planner.scales:
-        target = installation.target(pool)
-        group, plural = target.api_version.rpartition("/")[0], plural_of(target)
-        rules.append(_rule(group, [plural], _READ, [target.name]))
-        rules.append(_rule(group, [f"{plural}/scale"], ["get", "update"], [target.name]))
+    targets = [installation.target(pool) for pool in planner.scales]
+    for target in targets:
+        rules += _scaling(target)
+    if planner.whole:
+        watched = {_resource(target) for target in targets if target.component is None}
+        for group, plural in sorted(watched):
+            rules.append(_rule(group, [plural], ("list", "watch")))
     return rules
+
+
+def _election(installation: Installation, planner: PlannerProcess) -> Json:
+    """Return the rule for leases: its own, or a heartbeat nobody can name beforehand."""
+    if planner.whole:
+        return _rule(_LEASES, ["leases"], ("get", "list", "create", "update", "delete"))
+    return _rule(_LEASES, ["leases"], ("get", "update"), planner.leases(installation.group))
+
+
+def _scaling(target: ScaleTargetRef) -> list[Json]:
+    """Return the rules for reading and scaling one target."""
+    scaled = _scaled(target)
+    group, plural = _resource(scaled)
+    rules = [
+        # Which object carries a component's replicas can change: it is read, and not watched.
+        _rule(group, [plural], _READ if target.component is None else ["get"], [scaled.name]),
+        _rule(group, [f"{plural}/scale"], ("get", "update"), [scaled.name]),
+    ]
+    if target.component is not None:
+        # Where the component says whether it has an adapter. Whoever may write there may change
+        # all of its deployment, so a component without an adapter needs a rule of its owner's.
+        group, plural = _resource(target)
+        rules.append(_rule(group, [plural], ["get"], [target.name]))
+    return rules
+
+
+def _scaled(target: ScaleTargetRef) -> ScaleTargetRef:
+    """Return what has the scale subresource."""
+    if target.component is None:
+        return target
+    name = adapter_name(target.name, target.component)
+    return ScaleTargetRef(api_version=target.api_version, kind=ADAPTER, name=name)
+
+
+def _resource(target: ScaleTargetRef) -> tuple[str, str]:
+    """Return group and plural."""
+    return target.api_version.rpartition("/")[0], plural_of(target)
 
 
 def router_rules(installation: Installation) -> list[Json]:
@@ -103,7 +145,7 @@ def _account(
 
 def _lease(installation: Installation, name: str, labels: dict[str, str]) -> Json:
     return {
-        "apiVersion": "coordination.k8s.io/v1",
+        "apiVersion": f"{_LEASES}/v1",
         "kind": "Lease",
         "metadata": installation.metadata(name, labels),
         "spec": {},

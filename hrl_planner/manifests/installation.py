@@ -89,10 +89,10 @@ class Installation:
         group = f"--group={self.group}"
         if self.layout == "all-in-one":
             name = f"{PREFIX}-all-{self.group}"
-            return [PlannerProcess(name, ("all", group), divides=True, scales=pools)]
+            return [PlannerProcess(name, ("all", group), True, pools, whole=True)]
         name = f"{PREFIX}-global-{self.group}"
         return [
-            PlannerProcess(name, ("global", group), divides=True, scales=()),
+            PlannerProcess(name, ("global", group), True, ()),
             *(
                 PlannerProcess(
                     f"{PREFIX}-local-{pool}", ("local", f"--pool={pool}"), False, (pool,)
@@ -124,12 +124,14 @@ class PlannerProcess:
         arguments: of `hrl-planner plan`.
         divides: whether it divides the group's budget.
         scales: pools it scales.
+        whole: it watches whole kinds of objects, and holds all leases by one heartbeat.
     """
 
     name: str
     arguments: tuple[str, ...]
     divides: bool
     scales: tuple[str, ...]
+    whole: bool = False
 
     def leases(self, group: str) -> list[str]:
         """Return the names of the leases it acts under."""

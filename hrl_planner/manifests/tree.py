@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from hrl_planner.control.dynamo import DYNAMO_GROUP, GRAPH, VERSIONS
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.resources import ScaleTargetRef
 from hrl_planner.manifests.accounts import accounts
@@ -34,7 +35,7 @@ _HEAD = "# Made by `hrl-planner manifests`: change what differs for you in an ov
 
 def tree(installation: Installation) -> dict[str, str]:
     """Return the whole tree."""
-    written = {f"base/{name}": _documents(made) for name, made in base(installation).items()}
+    written = {f"base/{name}": documents(made) for name, made in base(installation).items()}
     written["base/kustomization.yaml"] = _kustomization(
         namespace=installation.namespace, resources=list(base(installation))
     )
@@ -71,9 +72,10 @@ def dynamo_targets(installation: Installation) -> dict[str, ScaleTargetRef]:
     """Return pools as components of one DynamoGraphDeployment of the group's name."""
     return {
         pool.name: ScaleTargetRef(
-            api_version="nvidia.com/v1alpha1",
-            kind="DynamoGraphDeploymentScalingAdapter",
-            name=f"{installation.group}-{pool.name}",
+            api_version=f"{DYNAMO_GROUP}/{VERSIONS[0]}",
+            kind=GRAPH,
+            name=installation.group,
+            component=pool.name,
         )
         for pool in installation.spec.pools
     }
@@ -86,7 +88,7 @@ def _components(installation: Installation) -> dict[str, str]:
     return {
         "components/active/kustomization.yaml": _component(patches=[patch]),
         "components/monitoring/kustomization.yaml": _component(resources=["monitors.yaml"]),
-        "components/monitoring/monitors.yaml": _documents(monitors(installation)),
+        "components/monitoring/monitors.yaml": documents(monitors(installation)),
     }
 
 
@@ -99,20 +101,20 @@ def _overlays(installation: Installation) -> dict[str, str]:
         "overlays/deployments/kustomization.yaml": _kustomization(
             namespace=installation.namespace, resources=["../../base", "engines.yaml"]
         ),
-        "overlays/deployments/engines.yaml": _documents(vllm_engines(installation)),
+        "overlays/deployments/engines.yaml": documents(vllm_engines(installation)),
         "overlays/dgd/kustomization.yaml": _kustomization(
             namespace=installation.namespace,
             resources=["../../base"],
             patches=[{"path": "pools.yaml"}, {"path": "roles.yaml"}],
         ),
-        "overlays/dgd/pools.yaml": _documents(pools),
-        "overlays/dgd/roles.yaml": _documents(roles),
+        "overlays/dgd/pools.yaml": documents(pools),
+        "overlays/dgd/roles.yaml": documents(roles),
         "overlays/demo/kustomization.yaml": _kustomization(
             namespace=installation.namespace,
             resources=["../../base", "engines.yaml"],
             components=["../../components/active"],
         ),
-        "overlays/demo/engines.yaml": _documents(mock_engines(installation)),
+        "overlays/demo/engines.yaml": documents(mock_engines(installation)),
     }
 
 
@@ -137,7 +139,8 @@ def _component(**fields: object) -> str:
     return _HEAD + _yaml({"apiVersion": f"{_KUSTOMIZE}/v1alpha1", "kind": "Component", **fields})
 
 
-def _documents(objects: Sequence[Json]) -> str:
+def documents(objects: Sequence[Json]) -> str:
+    """Return objects as one file."""
     return _HEAD + "---\n".join(_yaml(made) for made in objects)
 
 
