@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from hrl_planner.errors import ProfileError
 from hrl_planner.kube.crds import API_VERSION
-from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
+from hrl_planner.kube.resources import Router, ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.ledger import Account
 from hrl_planner.ledger.replicas import Reservation, TargetClaim
 from hrl_planner.profile import WorkerProfile
@@ -18,8 +18,15 @@ from hrl_planner.spec import ClusterSpec
 TOTAL, WATTS = "total", "watts"  # resources beside the GPU types
 
 
-def cluster_spec_of(group: ServingGroup, pools: Sequence[WorkerPool]) -> ClusterSpec:
+def cluster_spec_of(
+    group: ServingGroup, pools: Sequence[WorkerPool], left_out: Collection[str] = ()
+) -> ClusterSpec:
     """Return the cluster that a group and its pools describe.
+
+    Args:
+        group: it.
+        pools: of it.
+        left_out: pools that the router's grids may name although they are not given.
 
     Raises:
         SpecError: if they describe none, with the field and the value.
@@ -32,7 +39,7 @@ def cluster_spec_of(group: ServingGroup, pools: Sequence[WorkerPool]) -> Cluster
             "pools": [_plain(pool.spec.to_pool(pool.name)) for pool in pools],
             "budget": _plain(spec.budget),
             "slo_classes": [_plain(item) for item in spec.slo_classes],
-            "router": _plain(spec.router),
+            "router": _plain(_router(spec.router, left_out)),
             "intervals": _plain(spec.intervals),
             "kv_transfer": _plain(spec.kv_transfer),
             "kv_block_tokens": spec.kv_block_tokens,
@@ -40,6 +47,15 @@ def cluster_spec_of(group: ServingGroup, pools: Sequence[WorkerPool]) -> Cluster
         },
         where=f"servinggroup {group.metadata.namespace}/{group.metadata.name}",
     )
+
+
+def _router(router: Router, left_out: Collection[str]) -> Router:
+    """Return a router without grids that name pools left out; planners do not read them."""
+    grids = [grid for grid in (router.prefill_grid, router.decode_grid) if grid is not None]
+    named = {name for grid in grids for row in grid.pools for name in row}
+    if not named & set(left_out):
+        return router
+    return router.model_copy(update={"kind": "kv_slo", "prefill_grid": None, "decode_grid": None})
 
 
 def budget_of(group: ServingGroup) -> dict[str, float]:
@@ -124,7 +140,10 @@ def manifests_of(
         data = _plain(pool) | {"group": spec.name, "scale_target_ref": _plain(targets[pool.name])}
         for absent in ("name", "initial_replicas", "mtbf_h"):
             del data[absent]
-        manifests.append(_manifest("WorkerPool", pool.name, namespace, data))
+        made = _manifest("WorkerPool", pool.name, namespace, data)
+        # The planner's: applied again, a manifest that named it would set it back.
+        del made["spec"]["quotaSequence"]
+        manifests.append(made)
     return manifests
 
 
