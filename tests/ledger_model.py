@@ -284,16 +284,17 @@ class LocalPlanner:
         if what in ("all", "target"):
             self.look(world)
 
-    def look(self, world: World) -> None:
+    def look(self, world: World, *, pods: bool = True) -> None:
         self.target = world.targets[self.name]
-        self.pods = world.pods[self.name]
+        if pods:
+            self.pods = world.pods[self.name]
 
     def step(self, world: World, wanted: int) -> list[Send]:
         if self.pool is None:
             return []
         step = self._next(world, wanted, fresh=False)
         if isinstance(step, ReadFresh):
-            self.look(world)
+            self.look(world, pods=self.pool.reservation.claim is None)
             step = self._next(world, wanted, fresh=True)
         if isinstance(step, WriteTarget):
             return [Send("target", self.name, int(step.version), step.replicas)]
