@@ -475,6 +475,7 @@ def unused_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_missing_definitions_are_named_and_a_planner_begins_once_they_are_installed(
     control_plane: ControlPlane, admin: client.ApiClient
 ) -> None:
