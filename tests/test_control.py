@@ -13,6 +13,7 @@ pytest.importorskip("kubernetes")
 
 from kubernetes import client
 
+from envs.simulation import Simulation
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
 from hrl_planner.control.mirrors import Mirrors
 from hrl_planner.control.watched import Reader, Watched
@@ -21,7 +22,11 @@ from hrl_planner.kube import WorkerPool, accounts_of, budget_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
 from hrl_planner.ledger import counted
 from hrl_planner.localcluster import ControlPlane
+from hrl_planner.observation import Float64Array
 from hrl_planner.spec import ClusterSpec
+from hrl_planner.workload.curves import steps
+from hrl_planner.workload.generators import independent_requests
+from hrl_planner.workload.lengths import Lengths
 from tests.kube import deployment, pod_spec
 from tests.kube_objects import create_objects, install_definitions, mirrors_of
 
@@ -302,3 +307,43 @@ def test_a_local_planner_without_a_quota_wants_nothing_yet(site: Site) -> None:
         done = planner.round()
         assert (done.wanted, done.reason) == (None, "no quota yet")
     assert set(site.replicas().values()) == {2}
+
+
+def test_a_changed_group_is_planned_for_at_once(site: Site) -> None:
+    """The clock stands still here: a plan that waited for the next interval would never come."""
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    site.until(equal_split())
+    assert site.global_planner.round().plan is None
+    site.patch_group({"policy": {"allocator": "static:split=initial"}})
+    # The resources do not say with how many replicas a pool begins; the least it may have, then.
+    site.until({pool.name: pool.min_replicas for pool in SPEC.pools})
+
+
+class Traffic:
+    """Metrics of a simulated cluster under a load."""
+
+    def __init__(self) -> None:
+        trace = independent_requests(
+            steps([6.0], 120.0, isl=2000, osl=50), seed=1, isl=Lengths(2000), osl=Lengths(50)
+        )
+        self.simulation = Simulation(SPEC, trace)
+        self.simulation.advance_to(100.0)
+
+    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+        seen = self.simulation.observe()
+        order = [SPEC.pool_index(pool.name) for pool in spec.pools]
+        return seen.pools[order], seen.classes
+
+
+def test_between_its_plans_the_policy_hears_the_traffic_and_moves_the_weights(site: Site) -> None:
+    site.create(1, allocator="lp", scaler="rule", mode="active")
+    for planner in site.locals:
+        planner.round()
+    planner = GlobalPlanner(site.connector, SPEC.name, Traffic(), lambda: 0.0)
+    assert planner.round().plan is not None
+    site.objects.patch_namespaced_custom_object_status(
+        GROUP, VERSION, site.namespace, GROUPS, SPEC.name, {"status": {"flows": None}},
+        _content_type="application/merge-patch+json",
+    )  # fmt: skip
+    assert planner.round().plan is None
+    assert set(site.connector.group(SPEC.name).status.flows) == {c.name for c in SPEC.slo_classes}

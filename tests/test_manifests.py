@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_kubectl_renders_every_overlay_with_no_object_twice(overlay: str) -> Non
     names = [(each["kind"], each["metadata"]["name"]) for each in made]
     assert len(names) == len(set(names))
     assert {each["metadata"]["namespace"] for each in made} == {"hrl-planner"}
+
+
+def test_all_components_fit_into_one_overlay_of_ones_own(tmp_path: Path) -> None:
+    deploy = os.path.relpath(DEPLOY, tmp_path)
+    parts = ("components/active", "components/monitoring", "grafana")
+    mine = {
+        "resources": [f"{deploy}/overlays/deployments"],
+        "components": [f"{deploy}/{part}" for part in parts],
+        "images": [{"name": "hrl-planner", "newName": "registry/planner", "newTag": "2"}],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine))
+    made = render(tmp_path)
+    assert {"ServiceMonitor", "PodMonitor", "ConfigMap"} <= {each["kind"] for each in made}
+    assert json.dumps(made).count("registry/planner:2") == 1 + len(SPEC.pools)
 
 
 def test_an_overlay_for_dynamo_scales_and_permits_adapters_and_no_deployments() -> None:

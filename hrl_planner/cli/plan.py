@@ -24,6 +24,7 @@ Namespace = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="One round, without election, then end.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
 HealthPort = Annotated[int, typer.Option(min=0, max=65535, help="Of /healthz and /readyz.")]
+HealthHost = Annotated[str, typer.Option(help="Address on which they are answered.")]
 SettleS = Annotated[
     float, typer.Option(min=0.0, help="A target's controller lags at most so many seconds.")
 ]
@@ -53,6 +54,7 @@ def plan_global(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Divide a group's budget among its pools: one of these per group (and one to take over).
@@ -61,7 +63,9 @@ def plan_global(
 
       hrl-planner plan global --group qwen --once --dry-run
     """
-    how = _How(once, dry_run, health_port, 30.0, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, (health_host, health_port), 30.0, metrics, tuple(router or ()), look_s
+    )
     _plan(kubeconfig, namespace, [group], [], how)
 
 
@@ -75,6 +79,7 @@ def plan_local(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -84,7 +89,9 @@ def plan_local(
 
       hrl-planner plan local --pool decode-h200 --once --dry-run
     """
-    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, (health_host, health_port), settle_s, metrics, tuple(router or ()), look_s
+    )
     _plan(kubeconfig, namespace, [], [pool], how)
 
 
@@ -101,6 +108,7 @@ def plan_all(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -112,7 +120,9 @@ def plan_all(
 
       hrl-planner plan all --namespace serving
     """
-    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
+    how = _How(
+        once, dry_run, (health_host, health_port), settle_s, metrics, tuple(router or ()), look_s
+    )
     _plan(kubeconfig, namespace, group or [], None, how)
 
 
@@ -122,7 +132,7 @@ class _How:
 
     once: bool
     dry_run: bool
-    health_port: int
+    health: tuple[str, int]
     settle_s: float
     metrics: bool
     routers: tuple[str, ...]
@@ -168,7 +178,7 @@ def _plan(
         service = Service(connector, planners, kubeconfig, keys, groups)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
-        service.run(sys.stdout, how.health_port)
+        service.run(sys.stdout, *how.health)
 
 
 @contextmanager

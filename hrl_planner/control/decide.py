@@ -20,10 +20,13 @@ from hrl_planner.planner import PlanContext, Policy
 from hrl_planner.planner.checkpoint import load
 from hrl_planner.planner.deployed import allocator_of, scaler_of
 from hrl_planner.planner.loop import within_budget
+from hrl_planner.planner.policy import FloatArray, Listener
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Interventions
 from hrl_planner.spec import ClusterSpec
+
+Flows = dict[str, dict[str, float]]  # requests/s by class and pool
 
 QUOTA = "quota"  # the scaler that asks for all it may have
 
@@ -34,12 +37,12 @@ class GroupPlan:
 
     Attributes:
         quotas: by pool; a pool that is not there keeps its quota.
-        flows: requests/s by class and pool; None keeps the weights there are.
+        flows: None keeps the weights there are.
         reason: for people.
     """
 
     quotas: dict[str, int]
-    flows: dict[str, dict[str, float]] | None
+    flows: Flows | None
     reason: str
 
 
@@ -68,17 +71,33 @@ class Allocator:
         plan = within_budget(policy.decide(observation), observation, BudgetArrays.from_spec(spec))
         chosen = plan.replicas if plan.quotas is None else plan.quotas
         quotas = {pool.name: int(n) for pool, n in zip(spec.pools, chosen, strict=True)}
-        flows = None
-        if plan.flows is not None:
-            flows = {
-                cls.name: {
-                    pool.name: round(float(rate), 6)
-                    for pool, rate in zip(spec.pools, row, strict=True)
-                    if rate > 0.0
-                }
-                for cls, row in zip(spec.slo_classes, plan.flows, strict=True)
-            }
-        return GroupPlan(quotas, flows, plan.reason)
+        return GroupPlan(quotas, _by_name(spec, plan.flows), plan.reason)
+
+    def listen(self, group: ServingGroup, listed: PoolList, now_s: float) -> Flows | None:
+        """Let the policy see what happens between its plans; return flows if it has new ones.
+
+        Raises:
+            HrlPlannerError: as `plan`.
+        """
+        cluster = planned(group, listed)
+        policy: object = self._policy.of(cluster.spec, group.spec.policy, "allocator")
+        if not isinstance(policy, Listener):
+            return None
+        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
+        return _by_name(cluster.spec, policy.listen(observation))
+
+
+def _by_name(spec: ClusterSpec, flows: FloatArray | None) -> Flows | None:
+    if flows is None:
+        return None
+    return {
+        cls.name: {
+            pool.name: round(float(rate), 6)
+            for pool, rate in zip(spec.pools, row, strict=True)
+            if rate > 0.0
+        }
+        for cls, row in zip(spec.slo_classes, flows, strict=True)
+    }
 
 
 class Scaler:

@@ -1,9 +1,11 @@
 """The global planner of one group: plans now and then, and brings quotas to the plan all the time.
 
-A plan is decided every `intervals.globalS`. In between, every `localS`, what has been released
-since is granted to those who wait. The plan in force stands in the group's status, so a planner
-that starts anew goes on with it. Which writes are allowed, the ledger says, and what it has to
-know for certain is read from the API server; the rest may be as old as a watch.
+A plan is decided every `intervals.globalS`, and at once when the group has been changed. In
+between, every `localS`, what has been released since is granted to those who wait, and a policy
+that listens sees the traffic and may change the router's weights. The plan in force stands in the
+group's status, so a planner that starts anew goes on with it. Which writes are allowed, the ledger
+says, and what it has to know for certain is read from the API server; the rest may be as old as a
+watch.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from hrl_planner.control.conditions import reason_of
 from hrl_planner.control.connector import Connector, UnreadableError
-from hrl_planner.control.decide import Allocator, GroupPlan
+from hrl_planner.control.decide import Allocator, Flows, GroupPlan
 from hrl_planner.control.group_status import conditions_of, status_of
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pool_list import PoolList, accounts, claims_of
@@ -94,6 +96,7 @@ class GlobalPlanner:
         self._clock = clock
         self._dry_run = dry_run
         self._next_plan_s = -math.inf
+        self._planned_generation = -1
         self._telling = Telling(connector, "ServingGroup", COMPONENT)
 
     def round(self) -> GlobalRound:
@@ -114,13 +117,14 @@ class GlobalPlanner:
         seen = _Seen(group, self._look_at.pools(self.name), fresh=False)
         self.interval_s = group.spec.intervals.local_s
         plan, fault = self._plan(group, seen.listed)
+        flows = self._flows(group, seen.listed) if plan is None else plan.flows
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
         seen, settlement, written, denied = self._settle(seen, quotas, writes=writes)
         if group.spec.policy.mode == "shadow":
             self._let_go()
         if not self._dry_run:
-            self._report(seen, plan, settlement, fault, denied)
+            self._report(seen, plan, flows, settlement, fault, denied)
         wrong = "; ".join(filter(None, (str(fault or ""), denied)))
         return GlobalRound(plan, settlement, tuple(written), wrong)
 
@@ -128,14 +132,22 @@ class GlobalPlanner:
         self, group: ServingGroup, listed: PoolList
     ) -> tuple[GroupPlan | None, HrlPlannerError | None]:
         now_s = self._clock()
-        if now_s < self._next_plan_s:
+        unchanged = group.metadata.generation == self._planned_generation
+        if unchanged and now_s < self._next_plan_s:
             return None, None
         try:
             plan = self._allocator.plan(group, listed, now_s)
         except HrlPlannerError as error:
             return None, error
         self._next_plan_s = now_s + group.spec.intervals.global_s
+        self._planned_generation = group.metadata.generation
         return plan, None
+
+    def _flows(self, group: ServingGroup, listed: PoolList) -> Flows | None:
+        try:
+            return self._allocator.listen(group, listed, self._clock())
+        except HrlPlannerError:
+            return None  # that there is no plan either is told where one is due
 
     def _let_go(self) -> None:
         """Let deleted pools go at once where no budget is enforced."""
@@ -219,6 +231,7 @@ class GlobalPlanner:
         self,
         seen: _Seen,
         plan: GroupPlan | None,
+        flows: Flows | None,
         settlement: Settlement,
         fault: HrlPlannerError | None,
         denied: str,
@@ -229,7 +242,7 @@ class GlobalPlanner:
         if fault is not None:
             planned = (False, reason_of(fault, "NoPlan"), str(fault))
         conditions = conditions_of(group, seen.listed, planned=planned, denied=denied)
-        status = status_of(group, seen.listed, plan, settlement) | {"conditions": conditions}
+        status = status_of(group, seen.listed, plan, flows, settlement) | {"conditions": conditions}
         now = group.status.model_dump(mode="json", by_alias=True)
         if all(now.get(name) == value for name, value in status.items()):
             return

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hrl_planner.control.conditions import condition
-from hrl_planner.control.decide import GroupPlan
+from hrl_planner.control.decide import Flows, GroupPlan
 from hrl_planner.control.planned import plannable
 from hrl_planner.control.pool_list import PoolList, accounts, claims_of
 from hrl_planner.kube.convert import budget_of
@@ -18,15 +18,19 @@ _SLACK = 1e-6  # watts are real numbers
 
 
 def status_of(
-    group: ServingGroup, listed: PoolList, plan: GroupPlan | None, settlement: Settlement
+    group: ServingGroup,
+    listed: PoolList,
+    plan: GroupPlan | None,
+    flows: Flows | None,
+    settlement: Settlement,
 ) -> dict[str, Any]:
     """Return the fields that changed or may have, conditions aside."""
     status: dict[str, Any] = {"observedGeneration": group.metadata.generation}
     if plan is not None:
         status |= {"planned": _replaced(group.status.planned, plan.quotas)}
         status |= {"reason": plan.reason}
-        if plan.flows is not None:
-            status["flows"] = _replaced(group.status.flows, plan.flows)
+    if flows is not None:
+        status["flows"] = _replaced(group.status.flows, flows)
     status["waits"] = _replaced(group.status.waits, settlement.waits)
     used = counted(budget_of(group), accounts(group, listed), claims_of(group))
     finite = {name: amount for name, amount in used.items() if math.isfinite(amount)}

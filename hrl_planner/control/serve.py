@@ -54,20 +54,26 @@ class Service:
             self._elector = Elector(EachItsOwn(leases))
             self._runner = Runner(lambda: fixed, self._elector)
 
-    def run(self, log: TextIO, health_port: int) -> None:
+    def run(self, log: TextIO, health_host: str, health_port: int) -> None:
         """Run until stopped, then let go of all leases.
 
         Args:
             log: where decisions go, a JSON object a line.
-            health_port: of `/healthz` and `/readyz`; 0 for any free one.
+            health_host: where to answer `/healthz` and `/readyz`.
+            health_port: likewise; 0 for any free one.
         """
-        health = Health(health_port, self._runner.alive, self._runner.ready)
+        health = Health(health_port, self._runner.alive, self._runner.ready, health_host)
         with self._mirrors, self._elector, health:
             self._runner.run(log)
 
     def stop(self) -> None:
         """End after the rounds that run; may be called from a signal handler."""
         self._runner.stop()
+
+    @property
+    def watches(self) -> int:
+        """How many watches are kept."""
+        return len(self._mirrors)
 
     def _wake(self, level: str, name: str) -> None:
         self._runner.wake(Key(level, name))

@@ -59,7 +59,8 @@ def planner_rules(installation: Installation, planner: PlannerProcess) -> list[J
     for target in targets:
         rules += _scaling(target)
     if planner.whole:
-        for group, plural in sorted({_resource(_scaled(target)) for target in targets}):
+        watched = {_resource(target) for target in targets if target.component is None}
+        for group, plural in sorted(watched):
             rules.append(_rule(group, [plural], ("list", "watch")))
     return rules
 
@@ -76,7 +77,8 @@ def _scaling(target: ScaleTargetRef) -> list[Json]:
     scaled = _scaled(target)
     group, plural = _resource(scaled)
     rules = [
-        _rule(group, [plural], _READ, [scaled.name]),
+        # Which object carries a component's replicas can change: it is read, and not watched.
+        _rule(group, [plural], _READ if target.component is None else ["get"], [scaled.name]),
         _rule(group, [f"{plural}/scale"], ("get", "update"), [scaled.name]),
     ]
     if target.component is not None:
