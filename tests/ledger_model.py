@@ -100,6 +100,12 @@ class World:
         seen, later = self.backlog[name]
         self.backlog[name] = Backlog(seen, (*later, replicas))
 
+    def touch_neighbour(self, name: str) -> None:
+        """Scale another target that shares its object with this one, as components of a DGD do."""
+        version = str(self.next_version())
+        target = self.targets[name]
+        self.targets[name] = Target(target.replicas, version, f"generation {version}")
+
     def touch_pool(self, name: str, **changes: object) -> None:
         pool = self.pools[name]._replace(**changes)  # type: ignore[arg-type]
         self.pools[name] = pool._replace(version=self.next_version())
