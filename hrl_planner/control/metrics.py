@@ -47,7 +47,7 @@ def observe(
 ) -> ClusterObservation:
     """Return what the policies see: replicas from the pools' statuses, the rest from metrics."""
     rows, classes = metrics.look(spec)
-    rows = rows.copy()
+    rows, classes = _legible(rows), _legible(classes)
     by_name = {pool.name: pool for pool in pools}
     for row, described in zip(rows, spec.pools, strict=True):
         pool = by_name[described.name]
@@ -63,7 +63,16 @@ def observe(
             if value is not None:
                 row[POOL_FIELDS.index(field)] = value
         _expect(row, status.starting or 0, described.startup.mean_s)
-    return ClusterObservation(now_s, rows, classes)
+    return ClusterObservation(round(now_s, 3), rows, classes)
+
+
+def _legible(rows: Float64Array) -> Float64Array:
+    """Return a copy with numbers of seven digits, as many as the features of a network have.
+
+    What is written down then is what was seen, and half as long.
+    """
+    short = [float(f"{value:.7g}") for value in rows.ravel().tolist()]
+    return np.array(short, np.float64).reshape(rows.shape)
 
 
 def _expect(row: Float64Array, starting: int, mean_s: float) -> None:
