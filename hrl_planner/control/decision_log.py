@@ -69,7 +69,7 @@ class DecisionLog:
         """See the class."""
         self._to, self._by, self._namespace, self._clock = to, by, namespace, clock
         self._lock = threading.Lock()
-        self._last: tuple[ClusterSpec, ClusterLine] | None = None
+        self._last: dict[str, tuple[ClusterSpec, ClusterLine]] = {}  # by group
         self._told_s: dict[str, float] = {}  # hash of a cluster, and when it was written
 
     def write(self, name: str, done: Round, took_s: float) -> None:
@@ -98,9 +98,11 @@ class DecisionLog:
         self._to.close()
 
     def _described(self, spec: ClusterSpec, now_s: float) -> ClusterLine:
-        if self._last is None or self._last[0] != spec:
-            self._last = (spec, ClusterLine.of(spec, now_s))
-        return self._last[1]
+        before, line = self._last.get(spec.name, (None, None))
+        if line is None or before != spec:
+            line = ClusterLine.of(spec, now_s)
+            self._last[spec.name] = (spec, line)
+        return line
 
     def _record(self, text: str, cluster: ClusterLine | None, now_s: float) -> logging.LogRecord:
         """Return what to write: the round, after its cluster where that was not told lately."""
