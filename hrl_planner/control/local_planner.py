@@ -243,12 +243,12 @@ class LocalPlanner:
         """
         written: list[str] = []
         step: Step = Idle()
-        seen = self._look(pool, self._look_at, fresh=False)
+        seen = self._look(pool, self._look_at)
         was = seen.target.target.replicas
         for _ in range(_MOST_STEPS):
             step = Idle() if seen.trouble else self._step(seen, active=active)
             if isinstance(step, ReadFresh):
-                seen = self._look(seen.pool, self._connector, fresh=True)
+                seen = self._look_afresh(seen)
                 continue
             if self._dry_run or isinstance(step, Idle):
                 break
@@ -257,14 +257,24 @@ class LocalPlanner:
             except DeniedError as error:
                 return was, seen, step, written, Trouble("Unhindered", "Denied", str(error))
             if done is None:  # somebody else was faster: what is there now?
-                seen = self._look(self._connector.pool(self.name), self._connector, fresh=True)
+                pool = self._connector.pool(self.name)
+                seen = self._look(pool, self._connector, pods=seen.pods)
                 continue
             words, seen = done
             written.append(words)
         return was, seen, step, written, None
 
-    def _look(self, pool: WorkerPool, at: Reader, *, fresh: bool) -> Seen:
-        """Look at what the book, read before, is about."""
+    def _look_afresh(self, seen: Seen) -> Seen:
+        """Read what the ledger asks for; while a claim is open, that is the target alone.
+
+        To find a target's pods an API server walks over all of the namespace.
+        """
+        claimed = seen.pool.status.claim is not None
+        again = self._look(seen.pool, self._connector, pods=seen.pods if claimed else None)
+        return replace(again, fresh=True)
+
+    def _look(self, pool: WorkerPool, at: Reader, *, pods: PodCounts | None = None) -> Seen:
+        """Look at what the book, read before, is about; at pods only if they are not given."""
         try:
             target = at.target(pool.spec.scale_target_ref)
         except TargetError as error:
@@ -274,10 +284,10 @@ class LocalPlanner:
         # Pods of a target that is gone still hold GPUs until they are.
         selector = selector or target.selector or pool.status.selector
         try:
-            pods = at.pods(selector, pool.spec.pods_per_replica)
+            pods = pods or at.pods(selector, pool.spec.pods_per_replica)
         except DeniedError as error:
             return Seen(pool, target, trouble=Trouble("PodsCounted", "Denied", str(error)))
-        return Seen(pool, target, pods, self._settled(target, pool), fresh, selector)
+        return Seen(pool, target, pods, self._settled(target, pool), selector=selector)
 
     def _settled(self, target: TargetState, pool: WorkerPool) -> bool:
         """Say whether the target has been unchanged for longer than its controller lags."""
@@ -319,7 +329,7 @@ class LocalPlanner:
             if not self._connector.targets.scale(ref, step.replicas, step.version):
                 return None
             self._telling.tell(seen.pool.metadata, "Scaled", words)
-            return words, self._look(seen.pool, self._connector, fresh=True)
+            return words, self._look(seen.pool, self._connector, pods=seen.pods)
         if isinstance(step, WriteReservation):
             pool = self._connector.write_pool_status(seen.pool, book_of(step.reservation))
             if pool is None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib3.exceptions import HTTPError
 
 from hrl_planner.control.lease import DURATION_S
-from hrl_planner.control.requests import NotFoundError
+from hrl_planner.control.requests import MissingDefinitionError, NotFoundError
 from hrl_planner.errors import HrlPlannerError
 
 _log = logging.getLogger(__name__)
@@ -121,6 +121,8 @@ class Runner:
         self._audience = audience
         self._clock = clock
         self._tasks: dict[Key, _Task] = {}
+        self._complaint = ""
+        self._undefined: set[Key | None] = set()  # whose last try lacked definitions
         self._stopped = False
         self._changed = threading.Condition()
         self._turned_s = clock()
@@ -142,8 +144,11 @@ class Runner:
         return self._clock() - self._turned_s < 6.0 * DURATION_S
 
     def ready(self) -> bool:
-        """Say whether the API server has answered; a planner that waits for its turn is ready."""
-        return self._election.answered
+        """Say whether the API server has answered and knows what planners work on.
+
+        A planner that waits for its turn is ready.
+        """
+        return self._election.answered and not self._undefined
 
     def run(self) -> None:
         """Run until stopped."""
@@ -178,19 +183,33 @@ class Runner:
         try:
             planners = self._planners()
         except (HrlPlannerError, HTTPError) as error:
-            _log.warning("cannot tell which planners there should be: %s", error)
+            level = logging.DEBUG if str(error) == self._complaint else logging.WARNING
+            self._complaint = str(error)
+            self._note(None, error)
+            _log.log(level, "cannot tell which planners there should be: %s", error)
             return
+        self._complaint = ""
+        self._note(None, None)
         with self._changed:
             for key in self._tasks.keys() - planners.keys():
                 _log.info("%s planner %s ends", key.level, key.name)
                 self._audience.ended(*key)
                 del self._tasks[key]
+                self._undefined.discard(key)
             for key, planner in planners.items():
                 if key not in self._tasks:
                     self._tasks[key] = _Task(planner)
         self._election.want([key.lease for key in planners])
         for key in planners:
             self._audience.led(*key, self._election.leads(key.lease))
+
+    def _note(self, key: Key | None, error: Exception | None) -> None:
+        """Remember who has found no definitions."""
+        with self._changed:
+            if isinstance(error, MissingDefinitionError):
+                self._undefined.add(key)
+            else:
+                self._undefined.discard(key)
 
     def _round(self, key: Key, task: _Task) -> None:
         began_s = self._clock()
@@ -199,12 +218,14 @@ class Runner:
                 return  # it waited too long for its turn
             done = task.planner.round()
             task.complaint = ""
+            self._note(key, None)
             self._audience.rounded(*key, done, self._clock() - began_s)
         except (HrlPlannerError, HTTPError) as error:
             gone = isinstance(error, NotFoundError)
             self._audience.failed(*key, self._clock() - began_s, gone=gone)
             level = logging.DEBUG if str(error) == task.complaint else logging.WARNING
             task.complaint = str(error)
+            self._note(key, error)
             _log.log(level, "%s planner %s: %s", key.level, key.name, error)
         except Exception:  # a fault of this planner must not end the others
             self._audience.failed(*key, self._clock() - began_s, gone=False)

@@ -100,6 +100,10 @@ class Watched:
         mirror = self._groups("")
         return list(mirror.objects) if mirror.believed() else None
 
+    def groups_afresh(self) -> Collection[str]:
+        """Ask the API server for the names of all groups; errors as those of `Connector`."""
+        return self._connector.groups()
+
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
         mirror = self._all_pools()
