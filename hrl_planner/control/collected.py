@@ -10,8 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Target
@@ -63,22 +62,24 @@ class CollectedMetrics:
         self._thread.join()
         self._loop.close()
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         """Return rows per pool and per SLO class, see `PoolMetrics`."""
-        seen = self._wait_for(self._look(spec))
+        seen = self._wait_for(self._look(spec, serving))
         return seen.pools, seen.classes
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_S)
 
-    async def _look(self, spec: ClusterSpec) -> ClusterObservation:
+    async def _look(self, spec: ClusterSpec, serving: Mapping[str, int]) -> ClusterObservation:
         if self._collector is None or spec != self._spec:
             await self._listen_to(spec)
         assert self._collector is not None
-        # How many serve and start, planners know from the API server and put in themselves; here
-        # it matters only that a pool whose workers are known is not one nobody told of.
-        seen = Counter(worker.pool for worker in self._workers.values())
-        replicas = {pool.name: Replicas(0, 0, seen[pool.name]) for pool in spec.pools}
+        # What else is known of replicas, planners put in themselves. Before discovery has told of
+        # any worker, no pool is known to have none.
+        least = 0 if self._known_once.is_set() else 1
+        replicas = {p.name: Replicas(0, 0, max(least, serving[p.name])) for p in spec.pools}
         return self._collector.observe(replicas)
 
     async def _listen_to(self, spec: ClusterSpec) -> None:
@@ -97,9 +98,14 @@ class CollectedMetrics:
 
     async def _follow_in_background(self) -> None:
         self._following = asyncio.create_task(self._follow())
-        try:
-            await asyncio.wait_for(self._known_once.wait(), _FIRST_S)
-        except TimeoutError:
+        known = asyncio.create_task(self._known_once.wait())
+        done, _ = await asyncio.wait(
+            {self._following, known}, timeout=_FIRST_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        known.cancel()
+        if self._following in done:
+            self._following.result()  # it never ends but by an error
+        elif not done:
             log.warning("no workers are known after %g s", _FIRST_S)
 
     async def _follow(self) -> None:

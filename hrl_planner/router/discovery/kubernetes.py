@@ -253,8 +253,9 @@ async def _find_configuration() -> Configuration:
         if "KUBERNETES_SERVICE_HOST" in os.environ:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         else:
+            # The library reads the variable when it is imported, which may be before it was set.
             await load_kube_config(  # type: ignore[no-untyped-call]
-                client_configuration=configuration
+                config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration
             )
     except (ConfigException, OSError) as error:
         raise RouterError(f"no way to a Kubernetes API server: {error}") from error
