@@ -110,10 +110,12 @@ class Field:
         """Delete a WorkerPool; its planners let it go once it is empty."""
         self._objects.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, POOLS, name)
 
-    def scale(self, name: str, replicas: int) -> None:
-        """Ask a deployment for replicas, as somebody with kubectl would."""
-        body: Any = {"spec": {"replicas": replicas}}
-        client.AppsV1Api(self._api).patch_namespaced_deployment_scale(name, self.namespace, body)
+    def scale(self, name: str, replicas: int) -> int:
+        """Ask a deployment for replicas, as with kubectl; returns the store's revision."""
+        apps: Any = client.AppsV1Api(self._api)
+        body = {"spec": {"replicas": replicas}}
+        scaled = apps.patch_namespaced_deployment_scale(name, self.namespace, body)
+        return int(scaled.metadata.resource_version)
 
     def delete_pod(self, name: str) -> None:
         """Delete a pod."""
@@ -123,6 +125,11 @@ class Field:
         """Return a WorkerPool as stored."""
         with self.store.lock:
             return self.store.state.pools[name]
+
+    def pool_names(self) -> list[str]:
+        """Return the WorkerPools there are."""
+        with self.store.lock:
+            return list(self.store.state.pools)
 
     def group(self) -> dict[str, Any]:
         """Return the ServingGroup as stored."""

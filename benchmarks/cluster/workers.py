@@ -226,21 +226,22 @@ _EDGES: Mapping[str, tuple[float, ...]] = {
 
 
 def _page(worker: _Worker, share: Share, *, broken: bool) -> str:
+    # Counts are whole, as an engine's: a fraction that is rounded down is no restart.
     values = {
         "num_requests_running": share.running,
         "num_requests_waiting": share.waiting,
         "kv_cache_usage_perc": share.kv_use,
-        'request_success_total{finished_reason="length"}': worker.requests,
-        "prompt_tokens_total": worker.prompt_tokens,
-        "generation_tokens_total": worker.answer_tokens,
-        "prefix_cache_queries_total": worker.prompt_tokens,
-        "prefix_cache_hits_total": 0.0,
+        'request_success_total{finished_reason="length"}': int(worker.requests),
+        "prompt_tokens_total": int(worker.prompt_tokens),
+        "generation_tokens_total": int(worker.answer_tokens),
+        "prefix_cache_queries_total": int(worker.prompt_tokens),
+        "prefix_cache_hits_total": 0,
     }
     lines = [f"vllm:{name} {'NaN' if broken else value}" for name, value in values.items()]
     for name, row in worker.histograms.items():
-        total = 0.0
+        total = 0
         for edge, count in zip((*map(str, _EDGES[name]), "+Inf"), row, strict=True):
-            total += count
+            total += int(count)
             value = "NaN" if broken else str(total)
             lines.append(f'vllm:{name}_bucket{{le="{edge}"}} {value}')
         lines.append(f"vllm:{name}_sum {'NaN' if broken else worker.sums[name]}")

@@ -25,6 +25,8 @@ from hrl_planner.planner.shield import Interventions
 from hrl_planner.profile import WorkerProfile
 from hrl_planner.spec import ClusterSpec
 
+# The first window is half empty, and so is what a policy makes of it (`FluidPlanner` waits, too).
+_YOUNG_WINDOWS = 2.0
 QUOTA = "quota"  # the scaler that asks for all it may have
 
 
@@ -95,7 +97,7 @@ class Allocator:
         """
         fit, _ = plannable(group, pools)
         spec = cluster_spec_of(group, fit)
-        policy = self._policy.of(spec, group.spec.policy, "allocator")
+        policy = self._policy.of(spec, group.spec.policy, "allocator", now_s)
         observation = observe(spec, fit, self._metrics, now_s)
         plan = within_budget(policy.decide(observation), observation, BudgetArrays.from_spec(spec))
         chosen = plan.replicas if plan.quotas is None else plan.quotas
@@ -115,6 +117,10 @@ class Allocator:
 
 class Scaler:
     """The local level: decides the replicas of one pool.
+
+    A policy that is new, because this planner has just begun to lead or the cluster has changed,
+    knows neither what was changed a moment ago nor a whole window of metrics. Until it does it may
+    add replicas and release none.
 
     Args:
         metrics: what is known of the traffic.
@@ -136,9 +142,14 @@ class Scaler:
         if name in left_out:
             raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
         spec = cluster_spec_of(group, fit)
-        policy = self._policy.of(spec, group.spec.policy, "scaler")
+        policy = self._policy.of(spec, group.spec.policy, "scaler", now_s)
         plan = policy.decide(observe(spec, fit, self._metrics, now_s))
-        return int(plan.replicas[spec.pool_index(name)]), plan.reason
+        wanted = int(plan.replicas[spec.pool_index(name)])
+        has = min(pool.status.desired or 0, pool.spec.quota or 0)
+        young = now_s - self._policy.since_s < _YOUNG_WINDOWS * spec.intervals.window_s
+        if young and wanted < has:
+            return has, f"{plan.reason}: {wanted}, but too new to release replicas"
+        return wanted, plan.reason
 
 
 class _Kept:
@@ -147,9 +158,11 @@ class _Kept:
     def __init__(self) -> None:
         self._made_for: tuple[ClusterSpec, PolicySpec] | None = None
         self._policy: Policy | None = None
+        self.since_s = 0.0
 
-    def of(self, spec: ClusterSpec, choice: PolicySpec, level: str) -> Policy:
+    def of(self, spec: ClusterSpec, choice: PolicySpec, level: str, now_s: float) -> Policy:
         if self._policy is None or self._made_for != (spec, choice):
+            self.since_s = now_s
             self._policy = _make(choice, level)
             self._policy.reset(PlanContext(spec))
             self._made_for = (spec, choice)
