@@ -93,3 +93,13 @@ def test_a_pool_without_gpu_count_has_an_unknown_cost_of_every_bounded_resource(
     account = accounts_of(group, [unknown])[0]
     assert account.cost[unknown.spec.gpu_type] is None
     assert set(budget_of(group)) >= {unknown.spec.gpu_type}
+
+
+def test_a_pool_that_is_not_planned_for_leaves_its_cells_of_the_grid_to_others() -> None:
+    spec = ClusterSpec.load("small")
+    group, pools = objects(spec)
+    left = [pool for pool in pools if pool.name != "decode-h100"]
+    planned = cluster_spec_of(group, left)
+    assert planned.router.decode_grid is not None
+    assert planned.router.decode_grid.pools == (("decode-l40s", "decode-l40s"),)
+    assert planned.router.prefill_grid == spec.router.prefill_grid

@@ -61,13 +61,13 @@ class Pace:
 
     Attributes:
         phase_s: between changes of demand.
-        acts_s: at the begin of a phase, in which people act, too.
+        acts: what people do at the begin of a phase, before there are faults alone.
         calm_s: after an act or a change of demand planners have come to rest.
         pause_s: longest time between two faults.
     """
 
     phase_s: float = 75.0
-    acts_s: float = 20.0
+    acts: int = 2
     calm_s: float = 20.0
     pause_s: float = 4.0
 
@@ -134,16 +134,16 @@ def torment(
     deal_act = _deal([k for k in monkey.acts if not faults or k in faults], random)
     began_s = time.time()
     demands: list[Span] = []
-    phase_end_s = 0.0
+    phase_end_s, acts = 0.0, 0
     deal_demand = _deal(list(DEMANDS), random)
     while (now_s := time.time()) < began_s + seconds:
         if now_s > phase_end_s:
             made.workers.demand = next(deal_demand)
             demands.append(Span("demand", now_s, now_s + pace.calm_s))
-            phase_end_s, acts_end_s = now_s + pace.phase_s, now_s + pace.acts_s
+            phase_end_s, acts = now_s + pace.phase_s, pace.acts
             say(f"{now_s - began_s:6.0f} s  demand: {made.workers.demand}")
-        acting = now_s < acts_end_s and random.random() < 0.6
-        record = monkey.do(next(deal_act if acting else deal_fault))
+        record = monkey.do(next(deal_act if acts else deal_fault))
+        acts = max(0, acts - 1)
         say(f"{record.from_s - began_s:6.0f} s  {_words(record)}  |  {_state(made, observer)}")
         if made.store.error is not None:
             raise RuntimeError("the store is not followed any more") from made.store.error
@@ -296,7 +296,7 @@ def main() -> None:
     print(f"logs: {folder}", flush=True)
     with (
         ControlPlane.start(folder / "plane") as plane,
-        kubelet(plane, spec, MACHINES),
+        kubelet(plane, MACHINES),
         stage(plane, spec, clocks, folder, together=args.together) as (made, planners, observer),
     ):
         run = torment(

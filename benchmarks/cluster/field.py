@@ -34,6 +34,7 @@ from hrl_planner.spec import ClusterSpec, PoolSpec
 
 MERGE = "application/merge-patch+json"
 ETCD_PORT = 2379
+_SITE = "hrl-planner.io/site"  # sites share a control plane, not machines
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Field:
         namespace: of everything.
         spec: what group and pools were made from.
         clocks: of it.
+        site: whose machines pods go to.
         store: its objects, revision by revision.
         workers: what its worker pods say.
     """
@@ -89,6 +91,7 @@ class Field:
     namespace: str
     spec: ClusterSpec
     clocks: Clocks
+    site: str
     store: Store
     workers: Workers
     _api: client.ApiClient
@@ -164,7 +167,7 @@ class Field:
         apps: Any = client.AppsV1Api(self._api)
         for pool in self.spec.pools:
             count = replicas.get(pool.name, pool.initial)
-            body = deployment(pool, count, self.workers.port, self.clocks)
+            body = deployment(pool, count, self.workers.port, self.clocks, self.site)
             apps.create_namespaced_deployment(self.namespace, body)
         group, *pools = self._manifests()
         group["spec"]["policy"] |= {"mode": "active", **policy}
@@ -175,8 +178,10 @@ class Field:
             )
 
 
-def deployment(pool: PoolSpec, replicas: int, port: int, clocks: Clocks) -> dict[str, Any]:
-    """Return the deployment of a pool."""
+def deployment(
+    pool: PoolSpec, replicas: int, port: int, clocks: Clocks, site: str
+) -> dict[str, Any]:
+    """Return the deployment of a pool, for the machines of a site."""
     labels = {POOL_LABEL: pool.name}
     annotations = {
         STARTUP_ANNOTATION: str(clocks.startup_s),
@@ -197,17 +202,12 @@ def deployment(pool: PoolSpec, replicas: int, port: int, clocks: Clocks) -> dict
             "template": {
                 "metadata": {"labels": labels, "annotations": annotations},
                 "spec": {
-                    "nodeSelector": {GPU_TYPE_LABEL: pool.gpu_type},
+                    "nodeSelector": {GPU_TYPE_LABEL: pool.gpu_type, _SITE: site},
                     "containers": [container],
                 },
             },
         },
     }
-
-
-def nodes_for(spec: ClusterSpec, gpus: Mapping[str, int]) -> list[Node]:
-    """Return a machine per GPU type."""
-    return [Node(f"node-{kind.lower()}", kind, gpus=gpus[kind]) for kind in spec.budget.gpus]
 
 
 @contextlib.contextmanager
@@ -218,6 +218,7 @@ def field(
     policy: Mapping[str, str],
     *,
     replicas: Mapping[str, int] | None = None,
+    site: str = "field",
     on_revision: OnRevision = lambda state, writes: None,
 ) -> Iterator[Field]:
     """Make a namespace with everything but planners; a kubelet must run already.
@@ -228,6 +229,7 @@ def field(
         clocks: for pods.
         policy: allocator and scaler of the group.
         replicas: of deployments at first, where they differ from the spec's.
+        site: whose machines pods go to.
         on_revision: told of every change.
     """
     api = plane.client()
@@ -236,11 +238,15 @@ def field(
     with plane.namespace("field") as namespace, Store(url, namespace, on_revision) as store:
         workers = Workers(spec, store.ready, store.pool_of)
         with workers:
-            found = Field(plane, namespace, spec, clocks, store, workers, api)
+            found = Field(plane, namespace, spec, clocks, site, store, workers, api)
             found._create(policy, replicas or {})
             yield found
 
 
-def kubelet(plane: ControlPlane, spec: ClusterSpec, gpus: Mapping[str, int]) -> Kubelet:
-    """Return a kubelet for a cluster's machines, whose pods are no processes."""
-    return Kubelet(plane, nodes_for(spec, gpus), processes=False)
+def kubelet(plane: ControlPlane, gpus: Mapping[str, int], site: str = "field") -> Kubelet:
+    """Return a kubelet whose pods are no processes, for a site with a machine per GPU type."""
+    nodes = [
+        Node(f"{site}-{kind.lower()}", kind, gpus=count, labels={_SITE: site})
+        for kind, count in gpus.items()
+    ]
+    return Kubelet(plane, nodes, processes=False)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from hrl_planner.errors import ProfileError
 from hrl_planner.kube.crds import API_VERSION
-from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
+from hrl_planner.kube.resources import Router, ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.ledger import Account
 from hrl_planner.ledger.replicas import Reservation, TargetClaim
 from hrl_planner.profile import WorkerProfile
@@ -32,7 +32,7 @@ def cluster_spec_of(group: ServingGroup, pools: Sequence[WorkerPool]) -> Cluster
             "pools": [_plain(pool.spec.to_pool(pool.name)) for pool in pools],
             "budget": _plain(spec.budget),
             "slo_classes": [_plain(item) for item in spec.slo_classes],
-            "router": _plain(spec.router),
+            "router": _plain(spec.router) | _grids(spec.router, pools),
             "intervals": _plain(spec.intervals),
             "kv_transfer": _plain(spec.kv_transfer),
             "kv_block_tokens": spec.kv_block_tokens,
@@ -40,6 +40,30 @@ def cluster_spec_of(group: ServingGroup, pools: Sequence[WorkerPool]) -> Cluster
         },
         where=f"servinggroup {group.metadata.namespace}/{group.metadata.name}",
     )
+
+
+def _grids(router: Router, pools: Sequence[WorkerPool]) -> dict[str, Any]:
+    """Return the router's grids, cells of absent pools given to another pool of the role.
+
+    One pool that is deleted or cannot be planned for must not stop planning for the others.
+    """
+    found: dict[str, Any] = {}
+    for field, grid, role in (
+        ("prefill_grid", router.prefill_grid, "prefill"),
+        ("decode_grid", router.decode_grid, "decode"),
+    ):
+        able = [pool.name for pool in pools if pool.spec.role in (role, "aggregated")]
+        if grid is not None and able:
+            rows = [[name if name in able else _neighbour(row, able) for name in row]
+                    for row in grid.pools]  # fmt: skip
+            found[field] = _plain(grid) | {"pools": rows}
+        elif grid is not None:
+            found[field] = None
+    return found
+
+
+def _neighbour(row: Sequence[str], able: Sequence[str]) -> str:
+    return next((name for name in row if name in able), able[0])
 
 
 def budget_of(group: ServingGroup) -> dict[str, float]:
