@@ -202,7 +202,7 @@ def test_s5_a_gpu_count_nobody_can_read_stops_raises_and_is_named(
         s.until(lambda: s.condition("AllPoolsPlanned")[0] == "False", "the pool is named")
         assert "decode-h100" in s.condition("AllPoolsPlanned")[1]
         s.demand(BUSY)
-        s.until(lambda: s.field.targets()["prefill-l40s"] > 1, "others grow")
+        s.until(lambda: s.field.targets()["decode-l40s"] > 1, "a pool of another type grows")
         assert [s.field.targets()[name] for name in h100] == [1, 1]
         s.field.patch_pool("decode-h100", {"spec": {"gpusPerReplica": 1}})
         s.until(lambda: s.field.targets()["decode-h100"] > 1, "it grows once it can be read")
