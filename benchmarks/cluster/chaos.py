@@ -88,13 +88,21 @@ class Run:
 
 @contextlib.contextmanager
 def stage(
-    plane: ControlPlane, spec: ClusterSpec, clocks: Clocks, folder: Path, *, together: bool
+    plane: ControlPlane,
+    spec: ClusterSpec,
+    clocks: Clocks,
+    folder: Path,
+    *,
+    together: bool,
+    site: str = "field",
 ) -> Iterator[tuple[Field, Planners, Observer]]:
     """Set up everything, with planners that have begun to act; a kubelet must run already."""
     observer = Observer(spec)
     pools = [pool.name for pool in spec.pools]
     with (
-        make_field(plane, spec, clocks, POLICY, on_revision=observer.on_revision) as made,
+        make_field(
+            plane, spec, clocks, POLICY, site=site, on_revision=observer.on_revision
+        ) as made,
         Planners(
             spec.name, pools, made.namespace, plane.kubeconfig, folder, together=together
         ) as planners,
@@ -114,7 +122,7 @@ def torment(
     random: Random,
     pace: Pace,
     *,
-    faults: Sequence[str] = (),
+    kinds: Sequence[str] = (),
     say: Any = print,
 ) -> Run:
     """Break things for a while, then let the cluster come to rest.
@@ -126,12 +134,12 @@ def torment(
         seconds: how long.
         random: what is chosen.
         pace: phases.
-        faults: kinds of faults and acts; all there are where empty.
+        kinds: of faults and acts; all there are where empty.
         say: told of progress, a line at a time.
     """
     monkey = Monkey(made, planners, observer, random)
-    deal_fault = _deal([k for k in monkey.faults if not faults or k in faults], random)
-    deal_act = _deal([k for k in monkey.acts if not faults or k in faults], random)
+    deal_fault = _deal([k for k in monkey.faults if not kinds or k in kinds], random)
+    deal_act = _deal([k for k in monkey.acts if not kinds or k in kinds], random)
     began_s = time.time()
     demands: list[Span] = []
     phase_end_s, acts = 0.0, 0
@@ -170,10 +178,12 @@ def _at_rest(made: Field) -> bool:
     return within and kept and not status.get("waits") and status["planned"] == quotas
 
 
-def _judge_flaps(run: Run, kinds: set[str], pace: Pace) -> None:
-    faults = [Span(r.kind, r.from_s, r.to_s) for r in run.records if r.kind in kinds]
+def _judge_flaps(run: Run, are_faults: set[str], pace: Pace) -> None:
+    faults = [Span(r.kind, r.from_s, r.to_s) for r in run.records if r.kind in are_faults]
     acts = [
-        Span(r.kind, r.from_s, r.to_s + pace.calm_s) for r in run.records if r.kind not in kinds
+        Span(r.kind, r.from_s, r.to_s + pace.calm_s)
+        for r in run.records
+        if r.kind not in are_faults
     ]
     spans = judged(faults, [*run.demands, *acts], run.clocks.local_s)
     run.judged, run.flaps = len(spans), flaps(spans, run.observer.scalings)
@@ -301,7 +311,7 @@ def main() -> None:
     ):
         run = torment(
             made, planners, observer, 60.0 * args.minutes, Random(args.seed), Pace(),
-            faults=args.only, say=lambda line: print(line, flush=True),
+            kinds=args.only, say=lambda line: print(line, flush=True),
         )  # fmt: skip
     print(table(run))
     _write(run, folder)
