@@ -114,7 +114,7 @@ class Workers:
         self._pool_of = pool_of
         self._profiles = dict(zip([p.name for p in spec.pools], spec.profiles(), strict=True))
         self._workers: dict[str, _Worker] = {}
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._up = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="workers", daemon=True)
 
@@ -129,20 +129,21 @@ class Workers:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        assert self._loop is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
     def _serve(self) -> None:
+        self._loop = loop = asyncio.new_event_loop()
         app = web.Application()
         app.router.add_get("/metrics", self._answer)
         runner = web.AppRunner(app, access_log=None)
-        self._loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "0.0.0.0", self.port)
-        self._loop.run_until_complete(site.start())
+        loop.run_until_complete(runner.setup())
+        loop.run_until_complete(web.TCPSite(runner, "0.0.0.0", self.port).start())
         self._up.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
 
     async def _answer(self, request: web.Request) -> web.Response:
         assert request.transport is not None
