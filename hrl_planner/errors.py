@@ -12,6 +12,7 @@
       EngineError     a mock engine was asked for something that cannot be
       LoadError       a load run was misdescribed, or nothing answers
       KubeError       the API server refused, or lacks what a planner needs
+      ManifestError   a cluster spec cannot be installed on Kubernetes as it is
       LocalClusterError  a cluster on this machine cannot be started, or died
 
 Whoever raises one writes a message that names the file, the field and the value, and what would
@@ -70,3 +71,7 @@ class KubeError(HrlPlannerError):
 
 class LocalClusterError(HrlPlannerError):
     """A Kubernetes cluster on this machine lacks a program, or one of its servers died."""
+
+
+class ManifestError(HrlPlannerError):
+    """A cluster spec, or an option, that no Kubernetes objects can be made of."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from kubernetes import client
+from kubernetes.dynamic import DynamicClient
 
+from hrl_planner.control.mirrors import Mirrors
+from hrl_planner.kube.access import find_configuration
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
 from hrl_planner.kube.resources import ScaleTargetRef
-from hrl_planner.localcluster import demo_objects
+from hrl_planner.localcluster import ControlPlane, demo_objects
 from hrl_planner.spec import ClusterSpec
 
 
@@ -23,6 +28,11 @@ def install_definitions(admin: client.ApiClient) -> None:
         broken = conditions.get("NonStructuralSchema")
         assert broken is None or broken.status == "False", broken
         assert conditions["Established"].status == "True"
+
+
+def mirrors_of(plane: ControlPlane, kubeconfig: Path | None = None) -> Mirrors:
+    """Watches of a control plane, as administrator or as a kubeconfig says."""
+    return Mirrors(partial(find_configuration, kubeconfig or plane.kubeconfig))
 
 
 def manifests(spec: ClusterSpec, namespace: str) -> list[dict[str, Any]]:
@@ -39,3 +49,19 @@ def create_objects(
     api.create_namespaced_custom_object(GROUP, VERSION, namespace, GROUPS, group)
     for pool in pools:
         api.create_namespaced_custom_object(GROUP, VERSION, namespace, POOLS, pool)
+
+
+def apply_all(admin: client.ApiClient, objects: list[dict[str, Any]], **how: Any) -> None:
+    """Apply objects of any kind as `kubectl apply --server-side` does; `dry_run="All"` only asks.
+
+    Servers before 1.21 know disruption budgets, which mean the same there, as policy/v1beta1.
+    """
+    dynamic = DynamicClient(admin)
+    for body in objects:
+        version = body["apiVersion"]
+        if version == "policy/v1" and not dynamic.resources.search(api_version=version):
+            body = {**body, "apiVersion": "policy/v1beta1"}
+        resource = dynamic.resources.get(api_version=body["apiVersion"], kind=body["kind"])
+        resource.server_side_apply(
+            body=body, namespace=body["metadata"]["namespace"], field_manager="operator", **how
+        )

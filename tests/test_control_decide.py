@@ -8,6 +8,7 @@ import numpy as np
 
 from hrl_planner.control.decide import Scaler
 from hrl_planner.control.metrics import Float64Array
+from hrl_planner.control.pool_list import PoolList
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS
@@ -32,7 +33,7 @@ class FirstPage:
         return rows, np.full((len(spec.slo_classes), len(CLASS_FIELDS)), np.nan)
 
 
-def objects(replicas: int) -> tuple[ServingGroup, list[WorkerPool]]:
+def objects(replicas: int) -> tuple[ServingGroup, PoolList]:
     """A group whose pools all have so many replicas, and may have twice as many."""
     targets = {p.name: ScaleTargetRef(kind="Deployment", name=p.name) for p in SPEC.pools}
     group, *pools = manifests_of(SPEC, targets)
@@ -40,7 +41,8 @@ def objects(replicas: int) -> tuple[ServingGroup, list[WorkerPool]]:
     for pool in pools:
         pool["spec"]["quota"] = 2 * replicas
         pool["status"] = {"desired": replicas, "ready": replicas}
-    return ServingGroup.model_validate(group), [WorkerPool.model_validate(p) for p in pools]
+    made = tuple(WorkerPool.model_validate(pool) for pool in pools)
+    return ServingGroup.model_validate(group), PoolList(made)
 
 
 def test_a_new_leader_releases_nothing_before_it_has_seen_two_windows() -> None:

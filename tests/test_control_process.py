@@ -20,7 +20,7 @@ pytest.importorskip("kubernetes")
 from kubernetes import client
 
 from hrl_planner.control.health import Health
-from hrl_planner.control.lease import Lease
+from hrl_planner.control.lease import Lease, Leases
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.spec import ClusterSpec
 from tests.kube import deployment, pod_spec
@@ -93,16 +93,16 @@ def test_a_planner_told_to_stop_ends_and_leaves_its_lease_to_the_next(
         finally:
             process.kill()
     api = control_plane.client()
-    lease = Lease(api, namespace, f"hrl-planner-global-{group}", "next", lambda: 0.0)
-    assert lease.hold()
+    leases = Leases(api, namespace, "next", lambda: 0.0)
+    assert Lease(leases, f"hrl-planner-global-{group}").hold()
 
 
 def test_a_lease_is_taken_over_only_when_it_was_not_renewed(
     control_plane: ControlPlane, namespace: str
 ) -> None:
     api, now = control_plane.client(), [0.0]
-    mine = Lease(api, namespace, "one", "mine", lambda: now[0])
-    other = Lease(api, namespace, "one", "other", lambda: now[0])
+    mine = Lease(Leases(api, namespace, "mine", lambda: now[0]), "one")
+    other = Lease(Leases(api, namespace, "other", lambda: now[0]), "one")
     assert mine.hold()
     assert not other.hold()
     now[0] = 14.0

@@ -95,11 +95,9 @@ def test_a_pool_without_gpu_count_has_an_unknown_cost_of_every_bounded_resource(
     assert set(budget_of(group)) >= {unknown.spec.gpu_type}
 
 
-def test_a_pool_that_is_not_planned_for_leaves_its_cells_of_the_grid_to_others() -> None:
+def test_a_pool_that_is_gone_takes_the_grids_that_name_it_along() -> None:
     spec = ClusterSpec.load("small")
     group, pools = objects(spec)
     left = [pool for pool in pools if pool.name != "decode-h100"]
-    planned = cluster_spec_of(group, left)
-    assert planned.router.decode_grid is not None
-    assert planned.router.decode_grid.pools == (("decode-l40s", "decode-l40s"),)
-    assert planned.router.prefill_grid == spec.router.prefill_grid
+    assert cluster_spec_of(group, pools).router.decode_grid == spec.router.decode_grid
+    assert cluster_spec_of(group, left).router.decode_grid is None

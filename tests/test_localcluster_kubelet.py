@@ -213,6 +213,20 @@ def test_a_pod_speaks_to_the_api_server_as_its_service_account(
     assert account in json.loads(refused.value.body)["message"]
 
 
+def test_a_config_map_is_found_where_the_container_mounts_it(
+    core: client.CoreV1Api, kubelet: Kubelet, namespace: str
+) -> None:
+    core.create_namespaced_config_map(
+        namespace, {"metadata": {"name": "greeting"}, "data": {"text": "hello from a map"}}
+    )
+    mount = {"name": "words", "mountPath": "/etc/words"}
+    spec = {**shell("cat /etc/words/text", volumeMounts=[mount]), "restartPolicy": "Never"}
+    spec["volumes"] = [{"name": "words", "configMap": {"name": "greeting"}}]
+    name = create(core, namespace, spec)
+    wait_for_pod(core, namespace, name, lambda pod: pod.status.phase == "Succeeded")
+    assert kubelet.log(namespace, name, "main") == "hello from a map"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

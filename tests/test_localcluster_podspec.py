@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hrl_planner.localcluster.podspec import (
     expand,
     startup_delay_s,
 )
+from hrl_planner.localcluster.volumes import volumes_of
 
 ADDRESS = "127.20.1.1"
 
@@ -118,3 +120,48 @@ def test_a_pod_with_init_containers_is_refused() -> None:
     asks["spec"]["initContainers"] = [{"name": "first"}]
     with pytest.raises(UnrunnableError, match="initContainers"):
         container_specs(asks, ADDRESS)
+
+
+CONFIG = {
+    "volumeMounts": [
+        {"name": "config", "mountPath": "/etc/app"},
+        {"name": "certs", "mountPath": "/etc/app/certs", "subPath": "tls"},
+        {"name": "models", "mountPath": "/models"},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "placed"),
+    [
+        ("--config=/etc/app/a.yaml", "--config=/pod/config/a.yaml"),
+        ("/etc/app", "/pod/config"),
+        ("/etc/app/certs/ca.pem", "/pod/certs/tls/ca.pem"),
+        ("cat /etc/app/a '/etc/app/b'", "cat /pod/config/a '/pod/config/b'"),
+        ("/etc/application", "/etc/application"),
+        ("http://host/etc/app", "http://host/etc/app"),
+        ("/models/llama", "/models/llama"),
+    ],
+)
+def test_paths_under_a_mount_lead_to_the_volumes_folder(text: str, placed: str) -> None:
+    asks = pod(**CONFIG, args=[text], env=[{"name": "X", "value": text}])
+    folders = {"config": Path("/pod/config"), "certs": Path("/pod/certs")}
+    [spec] = container_specs(asks, ADDRESS, folders)
+    assert spec.command == ("run", placed)
+    assert spec.environment == {"X": placed}
+
+
+def test_a_config_map_gives_all_its_keys_or_those_asked_for_under_other_names() -> None:
+    data = {"data": {"a": "1", "b": "2"}, "binaryData": {"c": "Mw=="}}
+    volumes = [
+        {"name": "all", "configMap": {"name": "m"}},
+        {"name": "some", "configMap": {"name": "m", "items": [{"key": "a", "path": "x/y"}]}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "weights", "hostPath": {"path": "/models"}},
+    ]
+    asks = pod()
+    asks["spec"]["volumes"] = volumes
+    whole, part, scratch = volumes_of(asks)
+    assert whole.files(data) == {"a": b"1", "b": b"2", "c": b"3"}
+    assert part.files(data) == {"x/y": b"1"}
+    assert scratch.config_map is None

@@ -41,8 +41,8 @@ async def until_first_token(
 
 class TestLife:
     def test_it_is_not_ready_until_it_has_started(self) -> None:
-        """Five simulated seconds at ten times the speed."""
-        with engine("--profile", PROFILE, "--startup-s", 5, "--speed", 10) as running:
+        """Fifty simulated seconds at ten times the speed, from the start of the process on."""
+        with engine("--profile", PROFILE, "--startup-s", 50, "--speed", 10) as running:
             assert running.get("/health")[0] == 503
             status, answer = client(lambda session: post(session, running, prompt="a"))
             assert status == 503

@@ -50,7 +50,8 @@ workers:
   - {name: p0, pool: prefill, address: "10.0.0.5:8000", engine: sglang,
      kv_events: "tcp://10.0.0.5:5557", kv_replay: "tcp://10.0.0.5:5558",
      bootstrap: "10.0.0.5:8998"}
-  - {name: d0, pool: decode, address: "[::1]:8000", draining: true}
+  - {name: d0, pool: decode, address: "[::1]:8000", draining: true,
+     kv_events: "dyn://prod.worker.generate/7"}
 flows:
   interactive: {prefill: 1, decode: 0.5}
 """)
@@ -64,7 +65,9 @@ flows:
         kv_replay="tcp://10.0.0.5:5558",
         bootstrap="10.0.0.5:8998",
     )
-    assert decode == Worker("d0", "decode", "[::1]:8000", draining=True)
+    assert decode == Worker(
+        "d0", "decode", "[::1]:8000", draining=True, kv_events="dyn://prod.worker.generate/7"
+    )
     assert read_workers(path).flows == {"interactive": {"prefill": 1.0, "decode": 0.5}}
 
 

@@ -90,7 +90,7 @@ def write_report(
         headline=_headline_table(results),
         per_class=[(name, _class_table(results, name)) for name in results.classes],
         workloads=_workload_sections(config, results),
-        figures_json=_embeddable(_all_figures(config, results)),
+        figures_json=embeddable(_all_figures(config, results)),
         plotly_js=get_plotlyjs(),
     )
     write_atomically(path, page)
@@ -233,7 +233,7 @@ def _all_figures(config: EvaluationConfig, results: Results) -> dict[str, figure
     return found
 
 
-def _embeddable(data: Any) -> str:
+def embeddable(data: Any) -> str:
     """JSON that may stand inside a script element, whatever names it contains."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

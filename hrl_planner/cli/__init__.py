@@ -22,6 +22,7 @@ from hrl_planner.cli import (
     experiment,
     kube_binaries,
     load,
+    manifests,
     mock_cluster,
     mock_engine,
     plan,
@@ -108,6 +109,7 @@ app.command()(demo_cluster.demo_cluster)
 app.command()(load.load)
 app.command("kube-binaries")(kube_binaries.kube_binaries)
 app.command()(crds.crds)
+app.command()(manifests.manifests)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(plan.app, name="plan")

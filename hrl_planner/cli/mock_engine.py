@@ -116,7 +116,8 @@ def mock_engine(
         typer.Option(help="As vLLM until June 2026, or since.", rich_help_panel=_EVENTS),
     ] = "array",
     startup_s: Annotated[
-        float, typer.Option(help="Until /health says 200.", rich_help_panel=_LIFE)
+        float,
+        typer.Option(help="Of the process, until /health says 200.", rich_help_panel=_LIFE),
     ] = 0.0,
     warmup_s: Annotated[
         float, typer.Option(help="From then on, while steps are slow.", rich_help_panel=_LIFE)

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from kubernetes.client import ApiClient
-
     from hrl_planner.control.metrics import PoolMetrics
-    from hrl_planner.control.run import Planner
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +24,7 @@ Namespace = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="One round, without election, then end.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
 HealthPort = Annotated[int, typer.Option(min=0, max=65535, help="Of /healthz and /readyz.")]
+HealthHost = Annotated[str, typer.Option(help="Address on which they are answered.")]
 SettleS = Annotated[
     float, typer.Option(min=0.0, help="A target's controller lags at most so many seconds.")
 ]
@@ -45,8 +43,6 @@ Kubeconfig = Annotated[
     typer.Option(help="Absent: the pod's service account, else KUBECONFIG or ~/.kube/config."),
 ]
 
-_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-
 
 @app.command("global")
 def plan_global(
@@ -58,6 +54,7 @@ def plan_global(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Divide a group's budget among its pools: one of these per group (and one to take over).
@@ -66,8 +63,10 @@ def plan_global(
 
       hrl-planner plan global --group qwen --once --dry-run
     """
-    how = _How(once, dry_run, health_port, 30.0, metrics, tuple(router or ()), look_s)
-    _plan(kubeconfig, namespace, group, [], how)
+    how = _How(
+        once, dry_run, (health_host, health_port), 30.0, metrics, tuple(router or ()), look_s
+    )
+    _plan(kubeconfig, namespace, [group], [], how)
 
 
 @app.command("local")
@@ -80,6 +79,7 @@ def plan_local(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
@@ -89,13 +89,18 @@ def plan_local(
 
       hrl-planner plan local --pool decode-h200 --once --dry-run
     """
-    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
-    _plan(kubeconfig, namespace, None, [pool], how)
+    how = _How(
+        once, dry_run, (health_host, health_port), settle_s, metrics, tuple(router or ()), look_s
+    )
+    _plan(kubeconfig, namespace, [], [pool], how)
 
 
 @app.command("all")
 def plan_all(
-    group: Annotated[str, typer.Option(help="Name of the ServingGroup.")],
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a ServingGroup; may be repeated. Absent: all groups."),
+    ] = None,
     namespace: Namespace = None,
     once: Once = False,
     dry_run: DryRun = False,
@@ -103,15 +108,22 @@ def plan_all(
     router: Routers = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
+    health_host: HealthHost = "0.0.0.0",
     settle_s: SettleS = 30.0,
     kubeconfig: Kubeconfig = None,
 ) -> None:
-    """Run the planners of a group and of all its pools in one process, for small installations.
+    """Run the planners of all groups of a namespace, and of all their pools, in one process.
 
-    Pools that are added later are planned for after a restart.
+    Groups and pools that come later are planned for, too.
+
+    [bold]Examples[/bold]
+
+      hrl-planner plan all --namespace serving
     """
-    how = _How(once, dry_run, health_port, settle_s, metrics, tuple(router or ()), look_s)
-    _plan(kubeconfig, namespace, group, None, how)
+    how = _How(
+        once, dry_run, (health_host, health_port), settle_s, metrics, tuple(router or ()), look_s
+    )
+    _plan(kubeconfig, namespace, group or [], None, how)
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ class _How:
 
     once: bool
     dry_run: bool
-    health_port: int
+    health: tuple[str, int]
     settle_s: float
     metrics: bool
     routers: tuple[str, ...]
@@ -134,45 +146,39 @@ class _How:
 def _plan(
     kubeconfig: Path | None,
     namespace: str | None,
-    group: str | None,
+    groups: list[str],
     pools: list[str] | None,
     how: _How,
 ) -> None:
-    """Make the planners asked for (no list of pools: all of the group) and run them."""
+    """Make the planners asked for (no list of pools: all of the groups) and run them."""
+    import logging
+    import signal
     import sys
-    import time
 
-    from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner
-    from hrl_planner.control.run import write_decision
+    from hrl_planner.control import Connector
+    from hrl_planner.control.fleet import GLOBAL, LOCAL, Planners, wanted
+    from hrl_planner.control.run import Key, write_decision
+    from hrl_planner.control.serve import Service
+    from hrl_planner.kube.access import blocking_client, own_namespace
 
-    api = _client(kubeconfig)
-    where = namespace or _own_namespace()
-    connector = Connector(api, where)
-    if pools is None:
-        pools = [pool.name for pool in connector.pools(group).pools]
-    with _metrics(kubeconfig, where, how) as metrics:
-        planners: list[tuple[str, Planner]] = [
-            (
-                "local",
-                LocalPlanner(
-                    connector,
-                    name,
-                    metrics,
-                    time.monotonic,
-                    settle_s=how.settle_s,
-                    dry_run=how.dry_run,
-                ),
-            )
-            for name in pools
-        ]
-        if group is not None:
-            planner = GlobalPlanner(connector, group, metrics, time.monotonic, dry_run=how.dry_run)
-            planners.append(("global", planner))
-        if not how.one_round:
-            _serve(api, where, planners, how.health_port)
+    connector = Connector(blocking_client(kubeconfig), namespace or own_namespace())
+    keys = None
+    if pools is not None:
+        keys = [Key(LOCAL, name) for name in pools] + [Key(GLOBAL, name) for name in groups]
+    with _metrics(kubeconfig, connector.namespace, how) as metrics:
+        planners = Planners(connector, metrics, settle_s=how.settle_s, dry_run=how.dry_run)
+        if how.one_round:
+            if keys is None:
+                keys = wanted(connector.groups(), connector.pools().pools, groups)
+            for key in keys:
+                done = planners.make(key, connector).round()
+                write_decision(sys.stdout, key.level, key.name, done)
             return
-        for level, each in planners:
-            write_decision(sys.stdout, level, each.name, each.round())
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        service = Service(connector, planners, kubeconfig, keys, groups)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop())
+        service.run(sys.stdout, *how.health)
 
 
 @contextmanager
@@ -197,57 +203,3 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
         yield found
     finally:
         found.close()
-
-
-def _serve(
-    api: ApiClient, namespace: str, planners: list[tuple[str, Planner]], health_port: int
-) -> None:
-    import logging
-    import os
-    import signal
-    import socket
-    import sys
-    import time
-
-    from hrl_planner.control.health import Health
-    from hrl_planner.control.lease import Lease
-    from hrl_planner.control.run import Runner, Task
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    holder = f"{socket.gethostname()}-{os.getpid()}"
-    tasks = [
-        Task(
-            level,
-            planner,
-            Lease(api, namespace, f"hrl-planner-{level}-{planner.name}", holder, time.monotonic),
-        )
-        for level, planner in planners
-    ]
-    runner = Runner(tasks, sys.stdout)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: runner.stop())
-    with Health(health_port, runner.alive, runner.ready):
-        runner.run()
-
-
-def _client(kubeconfig: Path | None) -> ApiClient:
-    from kubernetes import client, config
-
-    from hrl_planner.errors import KubeError
-
-    try:
-        if kubeconfig is not None:
-            config.load_kube_config(str(kubeconfig))  # type: ignore[no-untyped-call]
-        elif _POD_NAMESPACE.exists():
-            config.load_incluster_config()  # type: ignore[no-untyped-call]
-        else:
-            config.load_kube_config()  # type: ignore[no-untyped-call]
-    except config.ConfigException as error:
-        raise KubeError(f"no way to the API server: {error}") from error
-    return client.ApiClient()
-
-
-def _own_namespace() -> str:
-    if _POD_NAMESPACE.exists():
-        return _POD_NAMESPACE.read_text(encoding="utf-8").strip()
-    return "default"

@@ -1,7 +1,8 @@
 """Planners hear from workers: the collector, run beside the planners' own thread.
 
 Planners look when their round comes and never wait for a page. A thread with an event loop of its
-own follows the pods and asks them once per scrape interval; a look copies the rows it has.
+own follows the pods and asks them once per scrape interval; a look copies the rows it has. Each
+group has a collector of its own, since windows belong to the pools of one cluster.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Target
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 # A first look waits so long for the first pages; a later one never waits.
 _FIRST_S = 10.0
 _ANSWER_S = 120.0
+_FORGET_S = 600.0
 
 
 class CollectedMetrics:
@@ -47,8 +49,7 @@ class CollectedMetrics:
         self._thread = threading.Thread(target=self._loop.run_forever, name="metrics", daemon=True)
         self._following: asyncio.Task[None] | None = None
         self._workers: dict[str, PoolWorker] = {}
-        self._spec: ClusterSpec | None = None
-        self._collector: Collector | None = None
+        self._listening: dict[str, _Listening] = {}
 
     def start(self) -> None:
         """Begin to follow the workers."""
@@ -73,28 +74,24 @@ class CollectedMetrics:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_S)
 
     async def _look(self, spec: ClusterSpec, serving: Mapping[str, int]) -> ClusterObservation:
-        if self._collector is None or spec != self._spec:
-            await self._listen_to(spec)
-        assert self._collector is not None
-        # What else is known of replicas, planners put in themselves. Before discovery has told of
-        # any worker, no pool is known to have none.
-        least = 0 if self._known_once.is_set() else 1
-        replicas = {p.name: Replicas(0, 0, max(least, serving[p.name])) for p in spec.pools}
-        return self._collector.observe(replicas)
+        await self._forget()
+        listening = self._listening.get(spec.name)
+        if listening is None or (spec is not listening.spec and spec != listening.spec):
+            listening = _Listening(spec, self._workers.values(), self._routers, self._listen_s)
+            before = self._listening.get(spec.name)
+            self._listening[spec.name] = listening
+            if before is not None:
+                await before.close()
+        if not self._known_once.is_set():  # no pool is known to have no workers
+            serving = {name: max(count, 1) for name, count in serving.items()}
+        return await listening.look(serving)
 
-    async def _listen_to(self, spec: ClusterSpec) -> None:
-        """Begin anew with another cluster: windows belong to its pools."""
-        if self._collector is not None:
-            await self._collector.close()
-        self._spec = spec
-        self._collector = Collector(spec, PageSource())
-        self._collector.watch(self._workers.values(), self._routers)
-        await self._collector.start()
-        try:
-            await asyncio.wait_for(self._collector.asked.wait(), _FIRST_S)
-        except TimeoutError:
-            log.warning("not every worker has answered within %g s", _FIRST_S)
-        await asyncio.sleep(self._listen_s)
+    async def _forget(self) -> None:
+        """End listening to groups that nobody plans for any more."""
+        until_s = time.monotonic() - _FORGET_S
+        old = [name for name, each in self._listening.items() if each.looked_s < until_s]
+        for name in old:
+            await self._listening.pop(name).close()
 
     async def _follow_in_background(self) -> None:
         self._following = asyncio.create_task(self._follow())
@@ -117,8 +114,8 @@ class CollectedMetrics:
                 worker.name: self._known(worker, since_s) for worker in snapshot.workers
             }
             self._known_once.set()
-            if self._collector is not None:
-                self._collector.watch(self._workers.values(), self._routers)
+            for listening in self._listening.values():
+                listening.watch(self._workers.values(), self._routers)
 
     def _known(self, worker: Worker, since_s: float) -> PoolWorker:
         """Return a worker as it is known, or as one that is ready from now on."""
@@ -132,11 +129,57 @@ class CollectedMetrics:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        if self._collector is not None:
-            await self._collector.close()
+        for listening in self._listening.values():
+            await listening.close()
         # What discovery left behind when it was cancelled.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
+
+
+class _Listening:
+    """What is heard of one group's cluster, from the moment this is made.
+
+    Windows belong to the pools of one cluster: when its description changes, another begins.
+    """
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        workers: Collection[PoolWorker],
+        routers: Collection[Target],
+        listen_s: float,
+    ) -> None:
+        self.spec = spec
+        self.looked_s = time.monotonic()
+        self._collector = Collector(spec, PageSource())
+        self.watch(workers, routers)
+        self._began = asyncio.create_task(self._begin(listen_s))
+
+    def watch(self, workers: Collection[PoolWorker], routers: Collection[Target]) -> None:
+        """Say who serves now."""
+        self._collector.watch(workers, routers)
+
+    async def look(self, serving: Mapping[str, int]) -> ClusterObservation:
+        """Return what is known; the first looks wait for the first pages."""
+        self.looked_s = time.monotonic()
+        await asyncio.wait({self._began})
+        # What else is known of replicas, planners put in themselves.
+        replicas = {pool.name: Replicas(0, 0, serving[pool.name]) for pool in self.spec.pools}
+        return self._collector.observe(replicas)
+
+    async def close(self) -> None:
+        """Stop asking."""
+        self._began.cancel()
+        await asyncio.gather(self._began, return_exceptions=True)
+        await self._collector.close()
+
+    async def _begin(self, listen_s: float) -> None:
+        await self._collector.start()
+        try:
+            await asyncio.wait_for(self._collector.asked.wait(), _FIRST_S)
+        except TimeoutError:
+            log.warning("%s: not every worker has answered within %g s", self.spec.name, _FIRST_S)
+        await asyncio.sleep(listen_s)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hrl_planner.control.requests import DeniedError
+from hrl_planner.errors import CheckpointError, HrlPlannerError, PolicyError, SpecError
 from hrl_planner.kube.crds import API_VERSION
 from hrl_planner.kube.resources import Condition, Metadata
+
+WAITS = "Waits"  # the reason of what passes by itself
 
 
 def condition(
@@ -25,6 +29,43 @@ def condition(
         "message": message[:1024],
         "lastTransitionTime": since,
     }
+
+
+def news(before: Sequence[Condition], after: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the conditions that people should hear of: troubles that came, changed or went.
+
+    What stands as before is no news, however often it is written.
+    """
+    old = {c.type: _state(c.type, c.status, c.reason, c.message) for c in before}
+    told = []
+    for item in after:
+        state = _state(item["type"], item["status"], item["reason"], item["message"])
+        was = old.get(item["type"])
+        if was != state and (_is_trouble(state) or (was is not None and _is_trouble(was))):
+            told.append(dict(item))
+    return told
+
+
+def _state(kind: str, status: str, reason: str, message: str) -> tuple[str, str, str]:
+    """Return what makes news; numbers in messages do not, names of pools do."""
+    return status, reason, message if kind == "AllPoolsPlanned" else ""
+
+
+def _is_trouble(state: tuple[str, str, str]) -> bool:
+    return state[0] == "False" and state[1] != WAITS
+
+
+def reason_of(error: HrlPlannerError, otherwise: str) -> str:
+    """Return what is at fault, as the reason of a condition."""
+    return next((reason for kind, reason in _FAULTS if isinstance(error, kind)), otherwise)
+
+
+_FAULTS = (
+    (CheckpointError, "BadCheckpoint"),
+    (PolicyError, "BadPolicy"),
+    (SpecError, "BadSpec"),
+    (DeniedError, "Denied"),
+)
 
 
 def event(

@@ -1,34 +1,37 @@
 """The API server as planners see it: typed reads, and writes guarded by version.
 
 A write answers whether it was accepted. Refused as outdated (409) and object gone (404) are no
-errors: the next round sees what there is. All reads go to the API server, none to a watch.
+errors: the next round sees what there is. All reads go to the API server, none to a watch; what
+watches tell is in `watched.py`. What a write returns is the object as it was written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from kubernetes import client
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from hrl_planner._spec_file import describe
-from hrl_planner.control.pods import PodCounts, count_pods
-from hrl_planner.control.requests import REQUEST_TIMEOUT_S, accepted, asked, kube_error
-from hrl_planner.control.targets import Targets
+from hrl_planner.control.pods import PodCounts, count_pods, pod_of
+from hrl_planner.control.pool_list import PoolList, taken_targets
+from hrl_planner.control.requests import (
+    REQUEST_TIMEOUT_S,
+    MissingDefinitionError,
+    NotServedError,
+    accepted,
+    asked,
+    kube_error,
+)
+from hrl_planner.control.targets import Targets, TargetState
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.crds import FINALIZER, GROUP, GROUPS, POOLS, VERSION
-from hrl_planner.kube.resources import ServingGroup, WorkerPool
+from hrl_planner.kube.resources import Condition, Metadata, ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.ledger import QuotaWrite
 
 MERGE = "application/merge-patch+json"
-
-
-class PoolList(NamedTuple):
-    """The pools of a group, and those of it that cannot be understood, with the reason."""
-
-    pools: tuple[WorkerPool, ...]
-    unreadable: Mapping[str, str]
 
 
 class Connector:
@@ -39,11 +42,14 @@ class Connector:
         namespace: where group, pools and targets are.
 
     Attributes:
+        api: the client, for what is no read or write of a planner.
+        namespace: as given.
         targets: the scale targets of the namespace.
     """
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         """See the class."""
+        self.api = api
         self.namespace = namespace
         self._objects = client.CustomObjectsApi(api)
         self._core = client.CoreV1Api(api)
@@ -57,68 +63,72 @@ class Connector:
         Raises:
             KubeError: if it does not exist, cannot be read, or is not as its definition says.
         """
-        return _parsed(ServingGroup, self._get(GROUPS, name), f"servinggroup {name}")
+        return parsed_group(self._get(GROUPS, name))
+
+    def groups(self) -> list[str]:
+        """Return the names of the groups of the namespace."""
+        return sorted(item["metadata"]["name"] for item in self._list(GROUPS))
 
     def pool(self, name: str) -> WorkerPool:
         """Return a worker pool; errors as for a group."""
-        return _parsed(WorkerPool, self._get(POOLS, name), f"workerpool {name}")
+        return parsed_pool(self._get(POOLS, name))
 
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
-        listed = asked(
-            "list workerpools",
-            lambda: self._objects.list_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, POOLS, _request_timeout=REQUEST_TIMEOUT_S
-            ),
-        )
-        pools, unreadable = [], {}
-        for item in sorted(listed["items"], key=lambda item: str(item["metadata"]["name"])):
-            if group is not None and item.get("spec", {}).get("group") != group:
-                continue
-            name = item["metadata"]["name"]
-            try:
-                pools.append(_parsed(WorkerPool, item, f"workerpool {name}"))
-            except KubeError as error:
-                unreadable[name] = str(error)
-        return PoolList(tuple(pools), unreadable)
+        items = self._list(POOLS)
+        return pool_list({item["metadata"]["name"]: pool_or_error(item) for item in items}, group)
 
-    def write_quota(self, write: QuotaWrite, pool: WorkerPool) -> bool:
+    def target(self, ref: ScaleTargetRef) -> TargetState:
+        """Return a scale target, see `Targets.read`."""
+        return self.targets.read(ref)
+
+    def write_quota(self, write: QuotaWrite, pool: WorkerPool) -> WorkerPool | None:
         """Write a quota; the pool must give back its GPUs before it can go from then on."""
         finalizers = list(dict.fromkeys((*pool.metadata.finalizers, FINALIZER)))
         metadata: dict[str, Any] = {"resourceVersion": write.version}
         if pool.metadata.deletion_timestamp is None:
             metadata["finalizers"] = finalizers
         spec = {"quota": write.quota, "quotaSequence": pool.spec.quota_sequence + 1}
-        return self._patch(POOLS, write.pool, {"metadata": metadata, "spec": spec})
+        body = {"metadata": metadata, "spec": spec}
+        return _parsed(parsed_pool, self._patch(POOLS, write.pool, body))
 
     def release(self, pool: WorkerPool) -> bool:
         """Let a pool go that has given everything back."""
         finalizers = [f for f in pool.metadata.finalizers if f != FINALIZER]
         version = pool.metadata.resource_version
         metadata = {"resourceVersion": version, "finalizers": finalizers}
-        return self._patch(POOLS, pool.name, {"metadata": metadata})
+        return self._patch(POOLS, pool.name, {"metadata": metadata}) is not None
 
-    def write_group_status(self, group: ServingGroup, status: Mapping[str, Any]) -> bool:
+    def write_group_status(
+        self, group: ServingGroup, status: Mapping[str, Any]
+    ) -> ServingGroup | None:
         """Change fields of a group's status, given as Kubernetes spells them."""
-        return self._patch_status(GROUPS, group.metadata, status)
+        return _parsed(parsed_group, self._patch_status(GROUPS, group.metadata, status))
 
-    def write_pool_status(self, pool: WorkerPool, status: Mapping[str, Any]) -> bool:
+    def write_pool_status(self, pool: WorkerPool, status: Mapping[str, Any]) -> WorkerPool | None:
         """Change fields of a pool's status; a None removes the field."""
-        return self._patch_status(POOLS, pool.metadata, status)
+        return _parsed(parsed_pool, self._patch_status(POOLS, pool.metadata, status))
+
+    def write_conditions(self, error: UnreadableError, conditions: Sequence[Any]) -> bool:
+        """Write the conditions of an object of which no more is understood than whose it is."""
+        plural = GROUPS if error.kind == "ServingGroup" else POOLS
+        status = {"conditions": list(conditions)}
+        return self._patch_status(plural, error.metadata, status) is not None
 
     # Pods and events.
 
-    def pods(self, selector: str) -> PodCounts:
-        """Return what there is of a target's pods; no selector selects none."""
+    def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return what there is of a target's pods, as replicas; no selector selects none."""
         if not selector:
             return PodCounts()
         listed = asked(
             "list pods",
             lambda: self._core.list_namespaced_pod(
-                self.namespace, label_selector=selector, _request_timeout=REQUEST_TIMEOUT_S
+                self.namespace, label_selector=selector,
+                _preload_content=False, _request_timeout=REQUEST_TIMEOUT_S,
             ),
-        )
-        return count_pods(listed.items)
+        )  # fmt: skip
+        return count_pods(map(pod_of, json.loads(listed.data)["items"]), per_replica)
 
     def event(self, event: Any) -> None:
         """Create an event; a planner does not fail for want of one."""
@@ -133,14 +143,44 @@ class Connector:
     # Their parts.
 
     def _get(self, plural: str, name: str) -> Any:
-        return asked(
+        return self._defined(
             f"read {plural}/{name}",
+            plural,
             lambda: self._objects.get_namespaced_custom_object(
                 GROUP, VERSION, self.namespace, plural, name, _request_timeout=REQUEST_TIMEOUT_S
             ),
         )
 
-    def _patch(self, plural: str, name: str, body: dict[str, Any]) -> bool:
+    def _list(self, plural: str) -> list[Any]:
+        listed = self._defined(
+            f"list {plural}",
+            plural,
+            lambda: self._objects.list_namespaced_custom_object(
+                GROUP, VERSION, self.namespace, plural, _request_timeout=REQUEST_TIMEOUT_S
+            ),
+        )
+        items: list[Any] = listed["items"]
+        return items
+
+    def _defined(self, what: str, plural: str, ask: Callable[[], Any]) -> Any:
+        """Ask for objects whose definition may be missing."""
+        try:
+            return asked(what, ask)
+        except NotServedError as error:
+            raise MissingDefinitionError(f"cannot {what}: {self._why_missing(plural)}") from error
+
+    def _why_missing(self, plural: str) -> str:
+        groups: Any = asked("discover API groups", client.ApisApi(self.api).get_api_versions)
+        versions = [v.version for g in groups.groups if g.name == GROUP for v in g.versions]
+        install = "install it with: hrl-planner crds | kubectl apply -f -"
+        if not versions or VERSION in versions:
+            return f"the definition of {plural}.{GROUP} is not installed; {install}"
+        return (
+            f"the API server has {GROUP} in version {', '.join(versions)}, and this planner reads "
+            f"{VERSION}: run a planner of the definition's version, or {install}"
+        )
+
+    def _patch(self, plural: str, name: str, body: dict[str, Any]) -> Any:
         return accepted(
             f"patch {plural}/{name}",
             lambda: self._objects.patch_namespaced_custom_object(
@@ -149,7 +189,7 @@ class Connector:
             ),
         )  # fmt: skip
 
-    def _patch_status(self, plural: str, metadata: Any, status: Mapping[str, Any]) -> bool:
+    def _patch_status(self, plural: str, metadata: Any, status: Mapping[str, Any]) -> Any:
         body = {"metadata": {"resourceVersion": metadata.resource_version}, "status": status}
         return accepted(
             f"patch the status of {plural}/{metadata.name}",
@@ -160,11 +200,80 @@ class Connector:
         )  # fmt: skip
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
+class UnreadableError(KubeError):
+    """An object is not as its definition says, or as this planner knows it.
+
+    Attributes:
+        kind: of the object.
+        metadata: of the object.
+        conditions: of its status, as far as they can be understood.
+        group: of a pool, the group it says it belongs to.
+    """
+
+    def __init__(self, error: ValidationError, kind: str, item: Any) -> None:
+        """See the class."""
+        super().__init__(describe(error, f"{kind.lower()} {item['metadata']['name']}"))
+        self.kind = kind
+        self.metadata = Metadata.model_validate(item["metadata"])
+        self.conditions = _conditions_of(item)
+        self.group = str((item.get("spec") or {}).get("group", ""))
 
 
-def _parsed(model: type[_Model], data: Any, what: str) -> _Model:
+def parsed_group(item: Any) -> ServingGroup:
+    """Return the group that the API server's data describe.
+
+    Raises:
+        UnreadableError: if they are not as the definition says.
+    """
     try:
-        return model.model_validate(data)
+        return ServingGroup.model_validate(item)
     except ValidationError as error:
-        raise KubeError(describe(error, what)) from error
+        raise UnreadableError(error, "ServingGroup", item) from error
+
+
+def parsed_pool(item: Any) -> WorkerPool:
+    """Return the pool that the API server's data describe.
+
+    Raises:
+        UnreadableError: if they are not as the definition says.
+    """
+    try:
+        return WorkerPool.model_validate(item)
+    except ValidationError as error:
+        raise UnreadableError(error, "WorkerPool", item) from error
+
+
+def pool_or_error(item: Any) -> WorkerPool | UnreadableError:
+    """Return the pool, or why there is none to return."""
+    try:
+        return parsed_pool(item)
+    except UnreadableError as error:
+        return error
+
+
+def pool_list(pools: Mapping[str, WorkerPool | UnreadableError], group: str | None) -> PoolList:
+    """Return those of a group, or all, by name; given are those of the namespace."""
+    found, unreadable = [], {}
+    for name, pool in sorted(pools.items()):
+        if isinstance(pool, WorkerPool):
+            found.append(pool)
+        elif group in (None, pool.group):
+            unreadable[name] = str(pool)
+    wanted = tuple(pool for pool in found if group in (None, pool.spec.group))
+    return PoolList(wanted, unreadable, taken_targets(found))
+
+
+def _conditions_of(item: Any) -> tuple[Condition, ...]:
+    """Return the conditions of an object; none if they are what cannot be understood."""
+    status = item.get("status") or {}
+    try:
+        return tuple(Condition.model_validate(c) for c in status.get("conditions") or ())
+    except ValidationError:
+        return ()
+
+
+_Model = TypeVar("_Model", ServingGroup, WorkerPool)
+
+
+def _parsed(parse: Callable[[Any], _Model], written: Any | None) -> _Model | None:
+    return None if written is None else parse(written)

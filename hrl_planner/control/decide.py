@@ -6,24 +6,27 @@ the API server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hrl_planner.budget import BudgetArrays
 from hrl_planner.control.metrics import PoolMetrics, observe
-from hrl_planner.errors import HrlPlannerError, ProfileError
+from hrl_planner.control.planned import plannable, planned
+from hrl_planner.control.pool_list import PoolList
+from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import cluster_spec_of
-from hrl_planner.kube.resources import PolicySpec, ServingGroup, WorkerPool
+from hrl_planner.kube.resources import PolicySpec, ServingGroup
 from hrl_planner.planner import PlanContext, Policy
 from hrl_planner.planner.checkpoint import load
 from hrl_planner.planner.deployed import allocator_of, scaler_of
 from hrl_planner.planner.loop import within_budget
+from hrl_planner.planner.policy import FloatArray, Listener
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Interventions
-from hrl_planner.profile import WorkerProfile
 from hrl_planner.spec import ClusterSpec
+
+Flows = dict[str, dict[str, float]]  # requests/s by class and pool
 
 # The first window is half empty, and so is what a policy makes of it (`FluidPlanner` waits, too).
 _YOUNG_WINDOWS = 2.0
@@ -36,45 +39,13 @@ class GroupPlan:
 
     Attributes:
         quotas: by pool; a pool that is not there keeps its quota.
-        flows: requests/s by class and pool; None keeps the weights there are.
+        flows: None keeps the weights there are.
         reason: for people.
     """
 
     quotas: dict[str, int]
-    flows: dict[str, dict[str, float]] | None
+    flows: Flows | None
     reason: str
-
-
-def plannable(
-    group: ServingGroup, pools: Sequence[WorkerPool]
-) -> tuple[list[WorkerPool], dict[str, str]]:
-    """Return the pools a policy can plan for, and why it cannot for the others."""
-    fit, left_out = [], {}
-    for pool in pools:
-        why = _unplannable(group, pool)
-        if why is None:
-            fit.append(pool)
-        else:
-            left_out[pool.name] = why
-    return fit, left_out
-
-
-def _unplannable(group: ServingGroup, pool: WorkerPool) -> str | None:
-    spec = pool.spec
-    if pool.metadata.deletion_timestamp is not None:
-        return "is being deleted"
-    if spec.gpus_per_replica is None:
-        return "gpusPerReplica is unknown"
-    if spec.gpu_type not in group.spec.budget.gpus:
-        return f"the group has no budget for {spec.gpu_type}"
-    try:
-        profile = WorkerProfile.load(spec.profile)
-        spec.to_pool(pool.name)
-    except (ProfileError, ValueError) as error:
-        return str(error)
-    if not profile.fits or spec.gpus_per_replica < profile.tp:
-        return f"profile {spec.profile} does not fit on {spec.gpus_per_replica} {spec.gpu_type}"
-    return None
 
 
 class Allocator:
@@ -89,30 +60,46 @@ class Allocator:
         self._metrics = metrics
         self._policy = _Kept()
 
-    def plan(self, group: ServingGroup, pools: Sequence[WorkerPool], now_s: float) -> GroupPlan:
+    def plan(self, group: ServingGroup, listed: PoolList, now_s: float) -> GroupPlan:
         """Return a plan that fits the budget.
 
         Raises:
             HrlPlannerError: if group and pools describe no cluster, or the policy is unknown.
         """
-        fit, _ = plannable(group, pools)
-        spec = cluster_spec_of(group, fit)
+        cluster = planned(group, listed)
+        spec = cluster.spec
         policy = self._policy.of(spec, group.spec.policy, "allocator", now_s)
-        observation = observe(spec, fit, self._metrics, now_s)
+        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
         plan = within_budget(policy.decide(observation), observation, BudgetArrays.from_spec(spec))
         chosen = plan.replicas if plan.quotas is None else plan.quotas
         quotas = {pool.name: int(n) for pool, n in zip(spec.pools, chosen, strict=True)}
-        flows = None
-        if plan.flows is not None:
-            flows = {
-                cls.name: {
-                    pool.name: round(float(rate), 6)
-                    for pool, rate in zip(spec.pools, row, strict=True)
-                    if rate > 0.0
-                }
-                for cls, row in zip(spec.slo_classes, plan.flows, strict=True)
-            }
-        return GroupPlan(quotas, flows, plan.reason)
+        return GroupPlan(quotas, _by_name(spec, plan.flows), plan.reason)
+
+    def listen(self, group: ServingGroup, listed: PoolList, now_s: float) -> Flows | None:
+        """Let the policy see what happens between its plans; return flows if it has new ones.
+
+        Raises:
+            HrlPlannerError: as `plan`.
+        """
+        cluster = planned(group, listed)
+        policy: object = self._policy.of(cluster.spec, group.spec.policy, "allocator", now_s)
+        if not isinstance(policy, Listener):
+            return None
+        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
+        return _by_name(cluster.spec, policy.listen(observation))
+
+
+def _by_name(spec: ClusterSpec, flows: FloatArray | None) -> Flows | None:
+    if flows is None:
+        return None
+    return {
+        cls.name: {
+            pool.name: round(float(rate), 6)
+            for pool, rate in zip(spec.pools, row, strict=True)
+            if rate > 0.0
+        }
+        for cls, row in zip(spec.slo_classes, flows, strict=True)
+    }
 
 
 class Scaler:
@@ -132,13 +119,13 @@ class Scaler:
         self._policy = _Kept()
 
     def want(
-        self, group: ServingGroup, pools: Sequence[WorkerPool], name: str, now_s: float
+        self, group: ServingGroup, listed: PoolList, name: str, now_s: float
     ) -> tuple[int, str]:
         """Return the replicas a pool should have, and why; errors as for `Allocator.plan`."""
-        pool = next(pool for pool in pools if pool.name == name)
-        if group.spec.policy.scaler == QUOTA and group.spec.policy.checkpoint is None:
+        pool = next(pool for pool in listed.pools if pool.name == name)
+        if decides_nothing(group):
             return pool.spec.quota or 0, "all of the quota"
-        fit, left_out = plannable(group, pools)
+        fit, left_out = plannable(group, listed)
         if name in left_out:
             raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
         spec = cluster_spec_of(group, fit)
@@ -150,6 +137,11 @@ class Scaler:
         if young and wanted < has:
             return has, f"{plan.reason}: {wanted}, but too new to release replicas"
         return wanted, plan.reason
+
+
+def decides_nothing(group: ServingGroup) -> bool:
+    """Say whether pools take all they may have, so that a new quota needs no decision."""
+    return group.spec.policy.scaler == QUOTA and group.spec.policy.checkpoint is None
 
 
 class _Kept:

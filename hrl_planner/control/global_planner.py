@@ -1,29 +1,36 @@
 """The global planner of one group: plans now and then, and brings quotas to the plan all the time.
 
-A plan is decided every `intervals.globalS`. In between, every `localS`, what has been released
-since is granted to those who wait. The plan in force stands in the group's status, so a planner
-that starts anew goes on with it. Which writes are allowed, the ledger says, read by read.
+A plan is decided every `intervals.globalS`, and at once when the group has been changed. In
+between, every `localS`, what has been released since is granted to those who wait, and a policy
+that listens sees the traffic and may change the router's weights. The plan in force stands in the
+group's status, so a planner that starts anew goes on with it. Which writes are allowed, the ledger
+says, and what it has to know for certain is read from the API server; the rest may be as old as a
+watch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from hrl_planner.control.conditions import condition, event
-from hrl_planner.control.connector import Connector, PoolList
-from hrl_planner.control.decide import Allocator, GroupPlan, plannable
+from hrl_planner.control.conditions import reason_of
+from hrl_planner.control.connector import Connector, UnreadableError
+from hrl_planner.control.decide import Allocator, Flows, GroupPlan
+from hrl_planner.control.group_status import conditions_of, status_of
 from hrl_planner.control.metrics import PoolMetrics
-from hrl_planner.control.requests import NotFoundError
+from hrl_planner.control.pool_list import PoolList, accounts, claims_of
+from hrl_planner.control.requests import DeniedError, NotFoundError
+from hrl_planner.control.telling import Telling
+from hrl_planner.control.watched import Reader
 from hrl_planner.errors import HrlPlannerError
-from hrl_planner.kube.convert import accounts_of, budget_of
+from hrl_planner.kube.convert import budget_of
 from hrl_planner.kube.crds import FINALIZER
 from hrl_planner.kube.resources import ServingGroup
-from hrl_planner.ledger import Account, Claim, Settlement, counted, settle
+from hrl_planner.ledger import Settlement, settle
 
-_MOST_STEPS = 8  # of settling in one round: lower, claim, raise, strike out, and conflicts
+# Of settling in one round: lower, read, claim, raise, read, strike out, and conflicts.
+_MOST_STEPS = 10
 COMPONENT = "hrl-planner-global"
 
 
@@ -44,6 +51,20 @@ class GlobalRound:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A group and its pools, and whether both are known to be how things are."""
+
+    group: ServingGroup
+    listed: PoolList
+    fresh: bool
+
+    def settle(self, quotas: Mapping[str, int], *, fresh: bool) -> Settlement:
+        """Return what the ledger says of it."""
+        books, claims = accounts(self.group, self.listed), claims_of(self.group)
+        return settle(budget_of(self.group), books, claims, quotas, fresh=fresh)
+
+
 class GlobalPlanner:
     """See the module.
 
@@ -52,6 +73,7 @@ class GlobalPlanner:
         name: of the group.
         metrics: what is known of the traffic.
         clock: seconds, monotonic.
+        look: where to look first; absent: at the API server itself.
         dry_run: write nothing.
     """
 
@@ -62,16 +84,20 @@ class GlobalPlanner:
         metrics: PoolMetrics,
         clock: Callable[[], float],
         *,
+        look: Reader | None = None,
         dry_run: bool = False,
     ) -> None:
         """See the class."""
         self.name = name
         self.interval_s = 10.0
         self._connector = connector
+        self._look_at = look or connector
         self._allocator = Allocator(metrics)
         self._clock = clock
         self._dry_run = dry_run
         self._next_plan_s = -math.inf
+        self._planned_generation = -1
+        self._telling = Telling(connector, "ServingGroup", COMPONENT)
 
     def round(self) -> GlobalRound:
         """Look once, decide if it is time to, write what is allowed.
@@ -80,162 +106,156 @@ class GlobalPlanner:
             KubeError: if the API server refuses or does not know the group.
         """
         try:
-            group = self._connector.group(self.name)
+            group = self._look_at.group(self.name)
         except NotFoundError:
-            self._let_go()  # without a group there is no budget to guard
+            self._let_go()
             raise
-        listed = self._connector.pools(self.name)
+        except UnreadableError as error:
+            if not self._dry_run:
+                self._telling.unreadable(error, "Planned")
+            raise
+        seen = _Seen(group, self._look_at.pools(self.name), fresh=False)
         self.interval_s = group.spec.intervals.local_s
-        plan, error = self._plan(group, listed)
+        plan, fault = self._plan(group, seen.listed)
+        flows = self._flows(group, seen.listed) if plan is None else plan.flows
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
-        settlement, written = self._settle(quotas, writes=writes)
+        seen, settlement, written, denied = self._settle(seen, quotas, writes=writes)
         if group.spec.policy.mode == "shadow":
             self._let_go()
         if not self._dry_run:
-            self._report(plan, settlement, error)
-        return GlobalRound(plan, settlement, tuple(written), error)
+            self._report(seen, plan, flows, settlement, fault, denied)
+        wrong = "; ".join(filter(None, (str(fault or ""), denied)))
+        return GlobalRound(plan, settlement, tuple(written), wrong)
 
-    def _plan(self, group: ServingGroup, listed: PoolList) -> tuple[GroupPlan | None, str]:
+    def _plan(
+        self, group: ServingGroup, listed: PoolList
+    ) -> tuple[GroupPlan | None, HrlPlannerError | None]:
         now_s = self._clock()
-        if now_s < self._next_plan_s:
-            return None, ""
+        unchanged = group.metadata.generation == self._planned_generation
+        if unchanged and now_s < self._next_plan_s:
+            return None, None
         try:
-            plan = self._allocator.plan(group, listed.pools, now_s)
+            plan = self._allocator.plan(group, listed, now_s)
         except HrlPlannerError as error:
-            return None, str(error)
+            return None, error
         self._next_plan_s = now_s + group.spec.intervals.global_s
-        return plan, ""
+        self._planned_generation = group.metadata.generation
+        return plan, None
+
+    def _flows(self, group: ServingGroup, listed: PoolList) -> Flows | None:
+        try:
+            return self._allocator.listen(group, listed, self._clock())
+        except HrlPlannerError:
+            return None  # that there is no plan either is told where one is due
 
     def _let_go(self) -> None:
         """Let deleted pools go at once where no budget is enforced."""
-        for pool in self._connector.pools(self.name).pools:
-            kept = FINALIZER in pool.metadata.finalizers
-            if kept and pool.metadata.deletion_timestamp is not None and not self._dry_run:
-                self._connector.release(pool)
+        leaving = [
+            pool
+            for pool in self._look_at.pools(self.name).pools
+            if FINALIZER in pool.metadata.finalizers and pool.metadata.deletion_timestamp
+        ]
+        if not leaving or self._dry_run or self._guards_a_budget():
+            return
+        for pool in leaving:
+            self._connector.release(pool)
 
-    def _settle(self, quotas: Mapping[str, int], *, writes: bool) -> tuple[Settlement, list[str]]:
-        """Write what the ledger allows until it allows no more."""
+    def _guards_a_budget(self) -> bool:
+        """Ask the API server itself: a watch may still say what was true a moment ago."""
+        try:
+            return self._connector.group(self.name).spec.policy.mode == "active"
+        except NotFoundError:
+            return False
+
+    def _settle(
+        self, seen: _Seen, quotas: Mapping[str, int], *, writes: bool
+    ) -> tuple[_Seen, Settlement, list[str], str]:
+        """Write what the ledger allows until it allows no more, or the API server does not."""
         written: list[str] = []
         settlement = Settlement()
         for _ in range(_MOST_STEPS):
-            group = self._connector.group(self.name)  # the book, before the pools
-            listed = self._connector.pools(self.name)
-            accounts = _accounts(group, listed)
-            settlement = settle(budget_of(group), accounts, _claims(group), quotas, fresh=True)
+            settlement = seen.settle(quotas, fresh=seen.fresh)
+            if settlement.stale:
+                forecast = seen.settle(quotas, fresh=True)
+                if writes and forecast.book is not None:
+                    seen = self._look_afresh()
+                    continue
+                # Nothing would come of reading afresh but another wording of who waits.
+                settlement = replace(settlement, waits=forecast.waits)
             if not writes:
                 break
-            done = self._write(group, listed, settlement)
+            try:
+                done, seen = self._write(seen, settlement)
+            except DeniedError as error:
+                return seen, settlement, written, str(error)
             written += done
             if not done:
                 break
-        return settlement, written
+        return seen, settlement, written, ""
 
-    def _write(self, group: ServingGroup, listed: PoolList, what: Settlement) -> list[str]:
-        pools = {pool.name: pool for pool in listed.pools}
-        done = [
-            f"{write.pool}: quota {pools[write.pool].spec.quota} -> {write.quota}"
-            for write in (*what.lower, *what.raises)
-            if self._connector.write_quota(write, pools[write.pool])
-        ]
+    def _look_afresh(self) -> _Seen:
+        group = self._connector.group(self.name)  # the book, before the pools
+        return _Seen(group, self._connector.pools(self.name), fresh=True)
+
+    def _write(self, seen: _Seen, what: Settlement) -> tuple[list[str], _Seen]:
+        """Return what was done, in words, and how things are then."""
+        pools = {pool.name: pool for pool in seen.listed.pools}
+        done = []
+        for write in (*what.lower, *what.raises):
+            before = pools[write.pool]
+            after = self._connector.write_quota(write, before)
+            if after is not None:
+                pools[write.pool] = after
+                done.append(f"{write.pool}: quota {before.spec.quota} -> {write.quota}")
         for account in what.release:
             if self._connector.release(pools[account.name]):
+                del pools[account.name]
                 done.append(f"{account.name}: released")
+        group = seen.group
         if what.book is not None:
             book = [
                 {"pool": c.pool, "uid": c.uid, "version": c.version, "quota": c.quota}
                 for c in what.book
             ]
-            if self._connector.write_group_status(group, {"claims": book}):
+            booked = self._connector.write_group_status(group, {"claims": book})
+            if booked is not None:
+                group = booked
                 done.append(
                     "claims: " + (", ".join(f"{c.pool} {c.quota}" for c in what.book) or "none")
                 )
-        return done
+        listed = replace(seen.listed, pools=tuple(pools.values()))
+        return done, _Seen(group, listed, fresh=False)
 
-    def _report(self, plan: GroupPlan | None, settlement: Settlement, error: str) -> None:
-        """Bring the group's status up to date, and tell what changed."""
-        group = self._connector.group(self.name)
-        listed = self._connector.pools(self.name)
-        status: dict[str, Any] = {"observedGeneration": group.metadata.generation}
-        if plan is not None:
-            status |= {"planned": _replaced(group.status.planned, plan.quotas)}
-            status |= {"reason": plan.reason}
-            if plan.flows is not None:
-                status["flows"] = _replaced(group.status.flows, plan.flows)
-        status["waits"] = _replaced(group.status.waits, settlement.waits)
-        used = counted(budget_of(group), _accounts(group, listed), _claims(group))
-        finite = {name: amount for name, amount in used.items() if math.isfinite(amount)}
-        status["granted"] = _replaced(group.status.granted, finite)
-        status["conditions"] = self._conditions(group, listed, plan, used, error)
-        self._connector.write_group_status(group, status)
-        if plan is not None and plan.quotas != group.status.planned:
-            self._connector.event(
-                event(
-                    "ServingGroup",
-                    group.metadata,
-                    "Planned",
-                    _words(plan),
-                    COMPONENT,
-                    warning=False,
-                )
-            )
-
-    def _conditions(
+    def _report(
         self,
-        group: ServingGroup,
-        listed: PoolList,
+        seen: _Seen,
         plan: GroupPlan | None,
-        used: Mapping[str, float],
-        error: str,
-    ) -> list[dict[str, Any]]:
-        before = {c.type: c for c in group.status.conditions}
-        over = [
-            f"{r}: {used[r]:g} of {n:g}" for r, n in budget_of(group).items() if used[r] > n + 1e-6
-        ]
-        result = [
-            condition(
-                group.status.conditions, "WithinBudget", not over,
-                "OverBudget" if over else "Fits", "; ".join(over),
-            )
-        ]  # fmt: skip
-        left_out = {**plannable(group, listed.pools)[1], **listed.unreadable}
-        result.append(
-            condition(
-                group.status.conditions, "AllPoolsPlanned", not left_out,
-                "PoolsLeftOut" if left_out else "Complete",
-                "; ".join(f"{name}: {why}" for name, why in left_out.items()),
-            )
-        )  # fmt: skip
-        if plan is not None or error:
-            planned = not error
-            result.append(
-                condition(
-                    group.status.conditions, "Planned", planned,
-                    "Decided" if planned else "NoPlan", error,
-                )
-            )  # fmt: skip
-        kinds = {c["type"] for c in result}
-        kept = [c for kind, c in before.items() if kind not in kinds]
-        return [*result, *(c.model_dump(by_alias=True, exclude_none=True) for c in kept)]
-
-
-def _claims(group: ServingGroup) -> tuple[Claim, ...]:
-    return tuple(Claim(c.pool, c.uid, c.version, c.quota) for c in group.status.claims)
-
-
-def _accounts(group: ServingGroup, listed: PoolList) -> list[Account]:
-    """Return the accounts; a pool nobody understands may hold anything of everything."""
-    unknown: dict[str, float | None] = dict.fromkeys(budget_of(group))
-    strangers = [
-        Account(name, "", "", quota=None, reserved=None, maximum=1, cost=unknown)
-        for name in listed.unreadable
-    ]
-    return [*accounts_of(group, listed.pools), *strangers]
-
-
-def _replaced(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a merge patch from one mapping to another: what is gone is null."""
-    return {name: None for name in before if name not in after} | dict(after)
+        flows: Flows | None,
+        settlement: Settlement,
+        fault: HrlPlannerError | None,
+        denied: str,
+    ) -> None:
+        """Bring the group's status up to date, and tell what changed."""
+        group = seen.group
+        planned = None if plan is None else (True, "Decided", "")
+        if fault is not None:
+            planned = (False, reason_of(fault, "NoPlan"), str(fault))
+        conditions = conditions_of(group, seen.listed, planned=planned, denied=denied)
+        status = status_of(group, seen.listed, plan, flows, settlement) | {"conditions": conditions}
+        now = group.status.model_dump(mode="json", by_alias=True)
+        if all(now.get(name) == value for name, value in status.items()):
+            return
+        try:
+            written = self._connector.write_group_status(group, status)
+        except DeniedError as error:
+            self._telling.denied(group.metadata, str(error))
+            raise
+        if written is None:
+            return
+        self._telling.conditions(group.metadata, group.status.conditions, conditions)
+        if plan is not None and plan.quotas != group.status.planned:
+            self._telling.tell(group.metadata, "Planned", _words(plan))
 
 
 def _words(plan: GroupPlan) -> str:

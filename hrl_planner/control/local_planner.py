@@ -1,38 +1,45 @@
 """The local planner of one pool: scales its target within the quota, and keeps the pool's book.
 
-Every round reads pool, target and pods, asks the policy how many replicas there should be, and
-takes the ledger's steps until nothing more may be written. What it saw and did it reports in the
-pool's status; `acknowledged` names the last quota its target keeps to.
+Every round looks at pool, target and pods, asks the policy how many replicas there should be if
+it is time to, and takes the ledger's steps until nothing more may be written. What it looks at
+first may be as old as a watch; what the ledger wants to know for certain is read from the API
+server. What it saw and did it reports in the pool's status; `acknowledged` names the last quota
+its target keeps to.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from hrl_planner.control.conditions import condition, event
-from hrl_planner.control.connector import Connector
-from hrl_planner.control.decide import Scaler
+from hrl_planner.control.conditions import reason_of
+from hrl_planner.control.connector import Connector, UnreadableError
+from hrl_planner.control.decide import Scaler, decides_nothing
+from hrl_planner.control.local_status import Seen, Trouble, book_of, conditions_of, numbers_of
 from hrl_planner.control.metrics import PoolMetrics
-from hrl_planner.control.pods import PodCounts
-from hrl_planner.control.targets import TargetState
+from hrl_planner.control.pool_list import PoolList
+from hrl_planner.control.requests import DeniedError, NotFoundError
+from hrl_planner.control.targets import TargetError, TargetState
+from hrl_planner.control.telling import Telling
+from hrl_planner.control.watched import Reader
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import reservation_of
 from hrl_planner.kube.resources import ServingGroup, WorkerPool
 from hrl_planner.ledger import (
     Idle,
     PoolView,
-    Reservation,
+    ReadFresh,
     Step,
     WriteReservation,
     WriteTarget,
     next_step,
 )
-from hrl_planner.ledger.replicas import MISSING
 
 SETTLE_S = 30.0
-_MOST_STEPS = 8  # of one round: settle a claim, count, lower, claim, scale, and conflicts
+# Of one round: settle a claim, count, lower, claim, scale, each perhaps after reading afresh.
+_MOST_STEPS = 12
 COMPONENT = "hrl-planner-local"
 
 
@@ -47,12 +54,12 @@ class LocalRound:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    pool: WorkerPool
-    target: TargetState
-    pods: PodCounts
-    settled: bool
+class _Wants(NamedTuple):
+    """Replicas the policy would have, why, and what kept it from deciding."""
+
+    wanted: int | None = None
+    reason: str = ""
+    trouble: Trouble | None = None
 
 
 class LocalPlanner:
@@ -63,6 +70,7 @@ class LocalPlanner:
         name: of the pool.
         metrics: what is known of the traffic.
         clock: seconds, monotonic.
+        look: where to look first; absent: at the API server itself.
         settle_s: how long a target must be unchanged before its pods are all there will be.
         dry_run: write nothing.
     """
@@ -74,6 +82,7 @@ class LocalPlanner:
         metrics: PoolMetrics,
         clock: Callable[[], float],
         *,
+        look: Reader | None = None,
         settle_s: float = SETTLE_S,
         dry_run: bool = False,
     ) -> None:
@@ -81,11 +90,15 @@ class LocalPlanner:
         self.name = name
         self.interval_s = 10.0
         self._connector = connector
+        self._look_at = look or connector
         self._scaler = Scaler(metrics)
         self._clock = clock
         self._settle_s = settle_s
         self._dry_run = dry_run
-        self._unchanged = ("", clock())  # version of the target's spec, and since when
+        self._unchanged = ("", clock())  # what is asked of the target, and since when
+        self._telling = Telling(connector, "WorkerPool", COMPONENT)
+        self._wants = _Wants()
+        self._next_s = -math.inf  # of a decision
 
     def round(self) -> LocalRound:
         """Look once, decide, write what is allowed.
@@ -93,64 +106,133 @@ class LocalPlanner:
         Raises:
             KubeError: if the API server refuses or does not know the pool.
         """
-        pool = self._connector.pool(self.name)
-        group = self._connector.group(pool.spec.group)
-        self.interval_s = group.spec.intervals.local_s
-        pools = self._connector.pools().pools
-        wanted, reason, error = self._want(group, pools)
-        rival = _older_claimant(pool, pools)
-        active = group.spec.policy.mode == "active" and rival is None
-        written: list[str] = []
-        step: Step = Idle()
-        seen = self._look()
-        for _ in range(_MOST_STEPS):
-            step = self._step(seen, wanted, active=active)
-            done = None if self._dry_run else self._write(seen, step)
-            if done is None:
-                break
-            written.append(done)
-            seen = self._look()
-        waits = step.waits if isinstance(step, Idle) else ""
+        try:
+            pool = self._look_at.pool(self.name)
+        except UnreadableError as error:
+            if not self._dry_run:
+                self._telling.unreadable(error, "Decided")
+            raise
+        listed = self._look_at.pools()
+        active = self._decide(pool, listed)
+        rival = listed.taken.get(pool.name)
+        troubles = [self._wants.trouble]
         if rival is not None:
-            waits = f"workerpool {rival} scales the same target, and is older"
+            message = f"workerpool {rival} scales the same target, and is older"
+            troubles.append(Trouble("Unhindered", "TargetTaken", message))
+        seen, step, written, denied = self._act(pool, active=active and rival is None)
+        troubles += [seen.trouble, denied]
+        told = [trouble for trouble in troubles if trouble is not None]
+        waits = step.waits if isinstance(step, Idle) else ""
+        if told and told[-1].kind == "Unhindered":
+            waits = told[-1].message
         if not self._dry_run:
-            self._report(seen, wanted, reason, waits, error)
+            self._report(seen, waits, told)
         elif not isinstance(step, Idle):
             written.append(f"would write {step}")
-        return LocalRound(wanted, reason, waits, tuple(written), error)
+        wanted, reason, _ = self._wants
+        wrong = "; ".join(trouble.message for trouble in told)
+        return LocalRound(wanted, reason, waits, tuple(written), wrong)
 
-    def _want(
-        self, group: ServingGroup, pools: Sequence[WorkerPool]
-    ) -> tuple[int | None, str, str]:
-        of_group = [pool for pool in pools if pool.spec.group == group.metadata.name]
-        mine = next((pool for pool in of_group if pool.name == self.name), None)
+    def _decide(self, pool: WorkerPool, everything: PoolList) -> bool:
+        """Ask the policy if it is time to, and say whether what it decides is carried out.
+
+        A round in between carries out what was decided before.
+        """
+        group, trouble = self._group(pool)
+        if group is None:
+            self._wants = _Wants(None, "holds", trouble)
+            return False
+        self.interval_s = group.spec.intervals.local_s
+        active = group.spec.policy.mode == "active"
+        of_group = tuple(p for p in everything.pools if p.spec.group == group.metadata.name)
+        mine = next((p for p in of_group if p.name == self.name), None)
         # What a policy makes of numbers that are not there yet could be carried out as soon as the
         # quota comes, in this very round.
         if mine is not None and mine.spec.quota is None:
-            return None, "no quota yet", ""
+            self._wants = _Wants(reason="no quota yet")
+            return active
         if mine is not None and mine.status.desired is None:
-            return None, "replicas not reported yet", ""
-        try:
-            wanted, reason = self._scaler.want(group, of_group, self.name, self._clock())
-        except HrlPlannerError as error:
-            return None, "holds", str(error)
-        return wanted, reason, ""
-
-    def _look(self) -> _Seen:
-        """Read the book first, then what it is about."""
-        pool = self._connector.pool(self.name)
-        target = self._connector.targets.read(pool.spec.scale_target_ref)
-        labels = pool.spec.pod_selector
-        selector = ",".join(f"{key}={value}" for key, value in labels.items()) or target.selector
-        pods = self._connector.pods(selector)
+            self._wants = _Wants(reason="replicas not reported yet")
+            return active
         now_s = self._clock()
-        if target.target.spec_version != self._unchanged[0]:
-            self._unchanged = (target.target.spec_version, now_s)
-        caught_up = target.observed == target.target.replicas
-        settled = caught_up and now_s - self._unchanged[1] >= self._settle_s
-        return _Seen(pool, target, pods, settled)
+        if now_s < self._next_s and not decides_nothing(group):
+            return active
+        self._next_s = now_s + self.interval_s
+        listed = PoolList(of_group, taken=everything.taken)
+        try:
+            self._wants = _Wants(*self._scaler.want(group, listed, self.name, now_s))
+        except HrlPlannerError as error:
+            holds = Trouble("Decided", reason_of(error, "Holds"), str(error))
+            self._wants = _Wants(None, "holds", holds)
+        return active
 
-    def _step(self, seen: _Seen, wanted: int | None, *, active: bool) -> Step:
+    def _group(self, pool: WorkerPool) -> tuple[ServingGroup | None, Trouble | None]:
+        """Return the pool's group; without one nobody says how to plan, and nothing is scaled."""
+        try:
+            return self._look_at.group(pool.spec.group), None
+        except NotFoundError:
+            message = f"servinggroup {pool.spec.group} does not exist"
+            return None, Trouble("Decided", "NoGroup", message)
+        except UnreadableError as error:
+            return None, Trouble("Decided", "GroupUnreadable", str(error))
+        except DeniedError as error:
+            return None, Trouble("Decided", "Denied", str(error))
+
+    def _act(
+        self, pool: WorkerPool, *, active: bool
+    ) -> tuple[Seen, Step, list[str], Trouble | None]:
+        """Take the ledger's steps until nothing more may be written."""
+        written: list[str] = []
+        step: Step = Idle()
+        seen = self._look(pool, self._look_at, fresh=False)
+        for _ in range(_MOST_STEPS):
+            step = Idle() if seen.trouble else self._step(seen, active=active)
+            if isinstance(step, ReadFresh):
+                seen = self._look(seen.pool, self._connector, fresh=True)
+                continue
+            if self._dry_run or isinstance(step, Idle):
+                break
+            try:
+                done = self._write(seen, step)
+            except DeniedError as error:
+                return seen, step, written, Trouble("Unhindered", "Denied", str(error))
+            if done is None:  # somebody else was faster: what is there now?
+                seen = self._look(self._connector.pool(self.name), self._connector, fresh=True)
+                continue
+            words, seen = done
+            written.append(words)
+        return seen, step, written, None
+
+    def _look(self, pool: WorkerPool, at: Reader, *, fresh: bool) -> Seen:
+        """Look at what the book, read before, is about."""
+        try:
+            target = at.target(pool.spec.scale_target_ref)
+        except TargetError as error:
+            return Seen(pool, trouble=Trouble("TargetFound", error.reason, str(error)))
+        labels = pool.spec.pod_selector
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        # Pods of a target that is gone still hold GPUs until they are.
+        selector = selector or target.selector or pool.status.selector
+        try:
+            pods = at.pods(selector, pool.spec.pods_per_replica)
+        except DeniedError as error:
+            return Seen(pool, target, trouble=Trouble("PodsCounted", "Denied", str(error)))
+        return Seen(pool, target, pods, self._settled(target, pool), fresh, selector)
+
+    def _settled(self, target: TargetState, pool: WorkerPool) -> bool:
+        """Say whether the target has been unchanged for longer than its controller lags."""
+        asked = target.target.spec_version
+        if target.shared:
+            # Others change the object, too. That this target was not raised and lowered again
+            # between two looks shows in the book: a raise leaves the reservation higher.
+            asked = f"{asked.partition('/')[0]}/{target.target.replicas}/{pool.status.reserved}"
+        now_s = self._clock()
+        if asked != self._unchanged[0]:
+            self._unchanged = (asked, now_s)
+        caught_up = target.observed == target.target.replicas
+        return caught_up and now_s - self._unchanged[1] >= self._settle_s
+
+    def _step(self, seen: Seen, *, active: bool) -> Step:
         pool, target = seen.pool, seen.target.target
         leaving = pool.metadata.deletion_timestamp is not None
         quota = 0 if leaving else pool.spec.quota
@@ -161,86 +243,50 @@ class LocalPlanner:
             target=target,
             pods=seen.pods.ledger,
             settled=seen.settled,
-            fresh=True,
+            fresh=seen.fresh,
         )
+        wanted = self._wants.wanted
         return next_step(view, target.replicas if wanted is None else wanted)
 
-    def _write(self, seen: _Seen, step: Step) -> str | None:
-        """Carry out a step; None if there is none, or if somebody else was faster."""
+    def _write(self, seen: Seen, step: Step) -> tuple[str, Seen] | None:
+        """Carry out a step, and say in words what was done, and how things are then.
+
+        None if there is nothing to write, or if somebody else was faster.
+        """
         ref = seen.pool.spec.scale_target_ref
         if isinstance(step, WriteTarget):
             words = f"{ref.kind} {ref.name}: {seen.target.target.replicas} -> {step.replicas}"
             if not self._connector.targets.scale(ref, step.replicas, step.version):
                 return None
-            self._tell(seen.pool, "Scaled", words)
-            return words
+            self._telling.tell(seen.pool.metadata, "Scaled", words)
+            return words, self._look(seen.pool, self._connector, fresh=True)
         if isinstance(step, WriteReservation):
-            status = _book(step.reservation)
-            if not self._connector.write_pool_status(seen.pool, status):
+            pool = self._connector.write_pool_status(seen.pool, book_of(step.reservation))
+            if pool is None:
                 return None
-            return f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
+            words = f"reserved {step.reservation.replicas}, claim {step.reservation.claim}"
+            # Target and pods were read before this book: not fresh beside it.
+            return words, replace(seen, pool=pool, fresh=False)
         return None
 
-    def _report(self, seen: _Seen, wanted: int | None, reason: str, waits: str, error: str) -> None:
-        pool, target, pods = seen.pool, seen.target.target, seen.pods
-        held = pods.ready + pods.starting + pods.draining
+    def _report(self, seen: Seen, waits: str, troubles: Sequence[Trouble]) -> None:
+        """Bring the pool's status up to date, and tell what changed."""
+        pool = seen.pool
+        conditions = conditions_of(seen, waits, troubles)
         status: dict[str, Any] = {
             "observedGeneration": pool.metadata.generation,
-            "desired": target.replicas,
-            "wanted": wanted,
-            "replicas": held,
-            "ready": pods.ready,
-            "starting": pods.starting,
-            "draining": pods.draining,
-            "heldGpus": held * (pool.spec.gpus_per_replica or 0),
-            "selector": seen.target.selector,
-            "reason": waits or reason,
-            "conditions": self._conditions(seen, waits, error),
+            "reason": waits or self._wants.reason,
+            "conditions": conditions,
         }
-        if pool.spec.quota is not None and target.replicas <= pool.spec.quota:
-            acknowledged = {"quota": pool.spec.quota, "sequence": pool.spec.quota_sequence}
-            status["acknowledged"] = acknowledged
+        if seen.trouble is None:
+            status |= numbers_of(seen, self._wants.wanted)
         now = pool.status.model_dump(mode="json", by_alias=True)
-        if any(now.get(name) != value for name, value in status.items()):
-            self._connector.write_pool_status(pool, status)
-
-    def _conditions(self, seen: _Seen, waits: str, error: str) -> list[dict[str, Any]]:
-        before, found = seen.pool.status.conditions, seen.target.target != MISSING
-        ref = seen.pool.spec.scale_target_ref
-        missing = "" if found else f"{ref.kind} {ref.name} does not exist"
-        made = [
-            condition(before, "TargetFound", found, "Found" if found else "NotFound", missing),
-            condition(before, "Decided", not error, "Holds" if error else "Policy", error),
-            condition(before, "Unhindered", not waits, "Waits" if waits else "Free", waits),
-        ]
-        # As the status is read back, so that an unchanged one is recognised.
-        return [{**c, "observedGeneration": None} for c in made]
-
-    def _tell(self, pool: WorkerPool, reason: str, message: str) -> None:
-        self._connector.event(
-            event("WorkerPool", pool.metadata, reason, message, COMPONENT, warning=False)
-        )
-
-
-def _older_claimant(pool: WorkerPool, pools: Sequence[WorkerPool]) -> str | None:
-    """Return the pool that has the first right to a pool's target, if it is another."""
-    oldest = min(
-        (p for p in pools if p.spec.scale_target_ref == pool.spec.scale_target_ref),
-        key=lambda p: (p.metadata.creation_timestamp or "", p.metadata.uid),
-        default=pool,
-    )
-    return None if oldest.metadata.uid == pool.metadata.uid else oldest.name
-
-
-def _book(reservation: Reservation) -> dict[str, Any]:
-    claim = reservation.claim
-    return {
-        "reserved": reservation.replicas,
-        "claim": claim
-        and {
-            "start": claim.start,
-            "to": claim.to,
-            "version": claim.version,
-            "specVersion": claim.spec_version,
-        },
-    }
+        if all(now.get(name) == value for name, value in status.items()):
+            return
+        try:
+            written = self._connector.write_pool_status(pool, status)
+        except DeniedError as error:
+            self._telling.denied(pool.metadata, str(error))
+            raise
+        if written is not None:
+            self._telling.conditions(pool.metadata, pool.status.conditions, conditions)

@@ -1,7 +1,10 @@
 """Planners as a process: rounds on a clock, each under its lease, until told to stop.
 
-One thread runs all planners of the process in turn. A round that fails for the API server's sake is
-logged and tried again at the next tick; nothing is kept that a failed round could have spoilt.
+A few threads share the rounds that are due, so that a planner that waits for a slow answer keeps
+none but itself waiting. A round that fails for the API server's sake is logged and tried again at
+the next tick; nothing is kept that a failed round could have spoilt. Which planners there are may
+change while it runs. Between two ticks a planner may be woken, since something came that it waits
+for; what has been decided stays decided until the next tick.
 """
 
 from __future__ import annotations
@@ -12,18 +15,35 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from urllib3.exceptions import HTTPError
 
-from hrl_planner.control.lease import DURATION_S, Lease
+from hrl_planner.control.lease import DURATION_S
 from hrl_planner.errors import HrlPlannerError
 
 _log = logging.getLogger(__name__)
 
-RENEW_S = DURATION_S / 3.0
+_THREADS = 8
+# Which planners there are, and who leads, is looked at so often.
+_TURN_S = 0.5
+# Woken planners make a round at most so often: what changes, changes in bursts.
+_LEAST_S = 1.0
+
+
+class Key(NamedTuple):
+    """A planner: its level, and the name of its group or pool."""
+
+    level: str
+    name: str
+
+    @property
+    def lease(self) -> str:
+        """Name of its lease."""
+        return f"hrl-planner-{self.level}-{self.name}"
 
 
 class Planner(Protocol):
@@ -36,40 +56,68 @@ class Planner(Protocol):
         """Look, decide, write; returns a dataclass for the decision log."""
 
 
-@dataclass
-class Task:
-    """A planner, its level for the log, and the lease it acts under."""
+class Election(Protocol):
+    """Says which planners this process leads."""
 
-    level: str
+    answered: bool
+
+    def want(self, names: list[str]) -> None:
+        """Say which leases are wanted now."""
+
+    def leads(self, name: str) -> bool:
+        """Say whether a lease is ours."""
+
+
+@dataclass
+class _Task:
     planner: Planner
-    lease: Lease
     next_s: float = -math.inf
-    leads: bool = False
+    last_s: float = -math.inf
+    woken: bool = False
+    running: bool = False
+    complaint: str = ""
+
+    def due_s(self) -> float:
+        """Return when its next round should be."""
+        early_s = self.last_s + _LEAST_S if self.woken else math.inf
+        return math.inf if self.running else min(self.next_s, early_s)
 
 
 class Runner:
-    """Runs tasks until stopped.
+    """Runs planners until stopped.
 
     Args:
-        tasks: planners of this process.
-        log: where decisions go, a JSON object a line.
+        planners: the planners there should be now; those that are not named any more end.
+        election: says which of them may act.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], log: TextIO, clock: Callable[[], float] = time.monotonic
+        self,
+        planners: Callable[[], Mapping[Key, Planner]],
+        election: Election,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """See the class."""
-        self._tasks = list(tasks)
-        self._log = log
+        self._planners = planners
+        self._election = election
         self._clock = clock
-        self._stop = threading.Event()
+        self._tasks: dict[Key, _Task] = {}
+        self._stopped = False
+        self._changed = threading.Condition()
         self._turned_s = clock()
-        self._answered = False
 
     def stop(self) -> None:
-        """End after the round that runs; may be called from a signal handler."""
-        self._stop.set()
+        """End after the rounds that run; may be called from a signal handler."""
+        self._stopped = True
+
+    def wake(self, key: Key) -> None:
+        """Make a round of a planner soon; may be called from any thread."""
+        with self._changed:
+            task = self._tasks.get(key)
+            if task is not None and not task.woken:
+                task.woken = True
+                self._changed.notify()
 
     def alive(self) -> bool:
         """Say whether the loop still turns."""
@@ -77,38 +125,77 @@ class Runner:
 
     def ready(self) -> bool:
         """Say whether the API server has answered; a planner that waits for its turn is ready."""
-        return self._answered
+        return self._election.answered
 
-    def run(self) -> None:
-        """Run until stopped, then let go of all leases."""
-        while not self._stop.is_set():
-            self._turned_s = self._clock()
-            for task in self._tasks:
-                if not self._stop.is_set():
-                    self._turn(task)
-            self._stop.wait(min(RENEW_S, max(self._next_s() - self._clock(), 0.1)))
-        for task in self._tasks:
-            if task.leads:
-                task.lease.release()
+    def run(self, log: TextIO) -> None:
+        """Run until stopped.
 
-    def _next_s(self) -> float:
-        return min((t.next_s for t in self._tasks if t.leads), default=math.inf)
+        Args:
+            log: where decisions go, a JSON object a line.
+        """
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="round") as threads:
+            refreshed_s = -math.inf
+            while not self._stopped:
+                self._turned_s = self._clock()
+                if self._turned_s - refreshed_s >= _TURN_S:
+                    self._refresh()
+                    refreshed_s = self._turned_s
+                with self._changed:
+                    for key, task in self._due():
+                        task.running, task.woken = True, False
+                        threads.submit(self._round, key, task, log)
+                    self._changed.wait(self._pause_s())
 
-    def _turn(self, task: Task) -> None:
+    def _due(self) -> list[tuple[Key, _Task]]:
+        """Return what is due, the longest due first."""
+        now_s = self._clock()
+        due = [(task.due_s(), key, task) for key, task in self._led() if task.due_s() <= now_s]
+        return [(key, task) for _, key, task in sorted(due, key=lambda item: item[0])]
+
+    def _led(self) -> list[tuple[Key, _Task]]:
+        return [item for item in self._tasks.items() if self._election.leads(item[0].lease)]
+
+    def _pause_s(self) -> float:
+        next_s = min((task.due_s() for _, task in self._led()), default=math.inf)
+        return min(max(next_s - self._clock(), 0.0), _TURN_S)
+
+    def _refresh(self) -> None:
+        """Begin with planners that came, and forget those that went."""
         try:
-            leads = task.lease.hold()
-            self._answered = True
-            if leads != task.leads:
-                words = "leads" if leads else "no longer leads"
-                _log.info("%s planner %s %s", task.level, task.planner.name, words)
-                task.leads = leads
-            if leads and self._clock() >= task.next_s:
-                done = task.planner.round()
-                task.next_s = self._clock() + task.planner.interval_s
-                write_decision(self._log, task.level, task.planner.name, done)
+            planners = self._planners()
         except (HrlPlannerError, HTTPError) as error:
-            task.next_s = self._clock() + task.planner.interval_s
-            _log.warning("%s planner %s: %s", task.level, task.planner.name, error)
+            _log.warning("cannot tell which planners there should be: %s", error)
+            return
+        with self._changed:
+            for key in self._tasks.keys() - planners.keys():
+                _log.info("%s planner %s ends", key.level, key.name)
+                del self._tasks[key]
+            for key, planner in planners.items():
+                if key not in self._tasks:
+                    self._tasks[key] = _Task(planner)
+        self._election.want([key.lease for key in planners])
+
+    def _round(self, key: Key, task: _Task, log: TextIO) -> None:
+        began_s = self._clock()
+        try:
+            if self._stopped or not self._election.leads(key.lease):
+                return  # it waited too long for its turn
+            done = task.planner.round()
+            task.complaint = ""
+            with self._changed:
+                write_decision(log, key.level, key.name, done)
+        except (HrlPlannerError, HTTPError) as error:
+            level = logging.DEBUG if str(error) == task.complaint else logging.WARNING
+            task.complaint = str(error)
+            _log.log(level, "%s planner %s: %s", key.level, key.name, error)
+        except Exception:  # a fault of this planner must not end the others
+            _log.exception("%s planner %s", key.level, key.name)
+        finally:
+            with self._changed:
+                task.running, task.last_s = False, self._clock()
+                if began_s >= task.next_s:
+                    task.next_s = task.last_s + task.planner.interval_s
+                self._changed.notify()
 
 
 def write_decision(log: TextIO, level: str, name: str, done: Any) -> None:

@@ -32,7 +32,7 @@ def cluster_spec_of(group: ServingGroup, pools: Sequence[WorkerPool]) -> Cluster
             "pools": [_plain(pool.spec.to_pool(pool.name)) for pool in pools],
             "budget": _plain(spec.budget),
             "slo_classes": [_plain(item) for item in spec.slo_classes],
-            "router": _plain(spec.router) | _grids(spec.router, pools),
+            "router": _plain(_router(spec.router, pools)),
             "intervals": _plain(spec.intervals),
             "kv_transfer": _plain(spec.kv_transfer),
             "kv_block_tokens": spec.kv_block_tokens,
@@ -42,28 +42,16 @@ def cluster_spec_of(group: ServingGroup, pools: Sequence[WorkerPool]) -> Cluster
     )
 
 
-def _grids(router: Router, pools: Sequence[WorkerPool]) -> dict[str, Any]:
-    """Return the router's grids, cells of absent pools given to another pool of the role.
+def _router(router: Router, pools: Sequence[WorkerPool]) -> Router:
+    """Return a router without grids that name pools there are not; planners do not read them.
 
-    One pool that is deleted or cannot be planned for must not stop planning for the others.
+    A pool that was deleted, or cannot be planned for, must not stop planning for the others.
     """
-    found: dict[str, Any] = {}
-    for field, grid, role in (
-        ("prefill_grid", router.prefill_grid, "prefill"),
-        ("decode_grid", router.decode_grid, "decode"),
-    ):
-        able = [pool.name for pool in pools if pool.spec.role in (role, "aggregated")]
-        if grid is not None and able:
-            rows = [[name if name in able else _neighbour(row, able) for name in row]
-                    for row in grid.pools]  # fmt: skip
-            found[field] = _plain(grid) | {"pools": rows}
-        elif grid is not None:
-            found[field] = None
-    return found
-
-
-def _neighbour(row: Sequence[str], able: Sequence[str]) -> str:
-    return next((name for name in row if name in able), able[0])
+    grids = [grid for grid in (router.prefill_grid, router.decode_grid) if grid is not None]
+    named = {name for grid in grids for row in grid.pools for name in row}
+    if named <= {pool.name for pool in pools}:
+        return router
+    return router.model_copy(update={"kind": "kv_slo", "prefill_grid": None, "decode_grid": None})
 
 
 def budget_of(group: ServingGroup) -> dict[str, float]:
@@ -148,7 +136,10 @@ def manifests_of(
         data = _plain(pool) | {"group": spec.name, "scale_target_ref": _plain(targets[pool.name])}
         for absent in ("name", "initial_replicas", "mtbf_h"):
             del data[absent]
-        manifests.append(_manifest("WorkerPool", pool.name, namespace, data))
+        made = _manifest("WorkerPool", pool.name, namespace, data)
+        # The planner's: applied again, a manifest that named it would set it back.
+        del made["spec"]["quotaSequence"]
+        manifests.append(made)
     return manifests
 
 

@@ -170,11 +170,16 @@ class ServingGroupStatus(_Resource):
 
 
 class ScaleTargetRef(_Resource):
-    """Any object with a scale subresource, in the pool's namespace."""
+    """Any object with a scale subresource, in the pool's namespace, or a component of a DGD."""
 
     api_version: str = Field("apps/v1", min_length=1)
     kind: str = Field(min_length=1)
     name: str = Field(min_length=1)
+    component: str | None = Field(
+        None,
+        min_length=1,
+        description="of a DynamoGraphDeployment: through its scaling adapter, if it has one",
+    )
 
 
 class WorkerPoolSpec(_Resource):
@@ -198,6 +203,12 @@ class WorkerPoolSpec(_Resource):
     scale_target_ref: ScaleTargetRef
     pod_selector: dict[str, str] = Field(
         {}, description="labels of its pods; absent: what the scale subresource names"
+    )
+    pods_per_replica: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="where pods' labels do not tell; those of LeaderWorkerSet and Grove do",
     )
     quota: int | None = Field(
         None, ge=0, description="most replicas; written by the global planner"

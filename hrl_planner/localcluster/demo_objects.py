@@ -7,12 +7,12 @@ from typing import Any
 
 from kubernetes import client
 
+from hrl_planner.control.connector import MERGE
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
 from hrl_planner.kube.resources import ScaleTargetRef
 from hrl_planner.localcluster.kubelet import GPU_RESOURCE, GPU_TYPE_LABEL
-from hrl_planner.localcluster.podspec import STARTUP_ANNOTATION
 from hrl_planner.mock_engine.cluster import engine_command
 from hrl_planner.router.discovery.kubernetes import (
     KV_EVENTS_PORT,
@@ -27,16 +27,13 @@ _GRACE_S = 120
 _SERVED_S = 30.0
 
 
-def engines(spec: ClusterSpec, pool: PoolSpec, startup_s: float) -> dict[str, Any]:
-    """Return the Deployment of a pool: mock engines, each a process with its own address.
-
-    Args:
-        spec: the cluster.
-        pool: of it.
-        startup_s: from holding its GPUs to serving.
-    """
+def engines(spec: ClusterSpec, pool: PoolSpec) -> dict[str, Any]:
+    """Return the Deployment of a pool: mock engines, each a process with its own address."""
     labels = {POOL_LABEL: pool.name}
     options = [o for o in engine_command(spec, pool, 1.0, False) if not o.startswith("--port")]
+    start = pool.startup
+    options += [f"--startup-s={start.mean_s}", f"--warmup-s={start.warmup_s}"]
+    options.append(f"--warmup-slowdown={start.warmup_slowdown}")
     ports = [f"--port={_HTTP}", f"--kv-events-port={_EVENTS}", f"--kv-replay-port={_REPLAY}"]
     container = {
         "name": "engine",
@@ -50,7 +47,6 @@ def engines(spec: ClusterSpec, pool: PoolSpec, startup_s: float) -> dict[str, An
         "readinessProbe": {"httpGet": {"path": "/health", "port": _HTTP}, "periodSeconds": 1},
     }
     annotations = {
-        STARTUP_ANNOTATION: str(startup_s),
         PORT: str(_HTTP),
         KV_EVENTS_PORT: str(_EVENTS),
         KV_REPLAY_PORT: str(_REPLAY),
@@ -106,7 +102,6 @@ def create(
     spec: ClusterSpec,
     namespace: str,
     policy: dict[str, Any],
-    startup_scale: float,
 ) -> None:
     """Create engines, group and pools.
 
@@ -115,16 +110,22 @@ def create(
         spec: the cluster.
         namespace: of all objects.
         policy: fields of the group's `policy`.
-        startup_scale: multiplies start-up times.
     """
     apps: Any = client.AppsV1Api(admin)
     objects = client.CustomObjectsApi(admin)
     for pool in spec.pools:
-        body = engines(spec, pool, pool.startup.mean_s * startup_scale)
-        apps.create_namespaced_deployment(namespace, body)
+        apps.create_namespaced_deployment(namespace, engines(spec, pool))
     targets = {p.name: ScaleTargetRef(kind="Deployment", name=p.name) for p in spec.pools}
     group, *pools = manifests_of(spec, targets, namespace)
     group["spec"]["policy"] |= policy
     objects.create_namespaced_custom_object(GROUP, VERSION, namespace, GROUPS, group)
     for body in pools:
         objects.create_namespaced_custom_object(GROUP, VERSION, namespace, POOLS, body)
+
+
+def activate(admin: client.ApiClient, spec: ClusterSpec, namespace: str) -> None:
+    """Let planners carry out what they decide; until now they have been in shadow mode."""
+    client.CustomObjectsApi(admin).patch_namespaced_custom_object(
+        GROUP, VERSION, namespace, GROUPS, spec.name, {"spec": {"policy": {"mode": "active"}}},
+        _content_type=MERGE,
+    )  # fmt: skip

@@ -31,6 +31,7 @@ from hrl_planner.localcluster.podspec import (
     drain_s,
     startup_delay_s,
 )
+from hrl_planner.localcluster.volumes import Volume, volumes_of
 
 _log = logging.getLogger(__name__)
 
@@ -133,9 +134,10 @@ class Pod:
                 StandIn(c["name"], c.get("image", ""), self._changed.set, drain_s(self._pod))
                 for c in spec["containers"]
             ]
-        specs = container_specs(self._pod, self._address)
         directory = self._directory()
         directory.mkdir(parents=True, exist_ok=True)
+        folders = await self._volumes(directory / "volumes")
+        specs = container_specs(self._pod, self._address, folders)
         environment = {**self._host.environment, **await self._service_account(directory)}
         around = Surroundings(
             address=self._address,
@@ -152,6 +154,29 @@ class Pod:
     def _directory(self) -> Path:
         metadata = self._pod["metadata"]
         return self._host.directory / str(metadata["namespace"]) / str(metadata["name"])
+
+    async def _volumes(self, parent: Path) -> dict[str, Path]:
+        """Make the folders of the pod's volumes."""
+        folders = {}
+        for volume in volumes_of(self._pod):
+            folder = folders[volume.name] = parent / volume.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in (await self._files(volume)).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+        return folders
+
+    async def _files(self, volume: Volume) -> dict[str, bytes]:
+        if volume.config_map is None:
+            return {}
+        namespace = self._pod["metadata"]["namespace"]
+        path = f"/api/v1/namespaces/{namespace}/configmaps/{volume.config_map}"
+        try:
+            return volume.files(await self._host.api.call_until_answered("GET", path))
+        except (KeyError, Refused) as error:
+            if volume.optional:
+                return {}
+            raise UnrunnableError(f"volume {volume.name}: {error}") from error
 
     async def _service_account(self, directory: Path) -> dict[str, str]:
         """Give the pod a token of its service account, as a kubeconfig that its processes find."""

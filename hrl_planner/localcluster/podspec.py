@@ -1,7 +1,8 @@
 """What a pod asks for, as a process can have it: pure functions from the pod to command and probes.
 
-There is no image, no mount and no network namespace here. A container therefore names its command,
-and listens on the pod's own address, which it learns as any pod does (`status.podIP`).
+There is no image and no namespace here. A container therefore names its command, listens on the
+pod's own address, which it learns as any pod does (`status.podIP`), and finds its volumes where
+`volumes.py` says.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from hrl_planner.localcluster.volumes import Mount, at_folders, mounts_of
 
 # Seconds between a pod's arrival on its node and the start of its processes: what pulling an image
 # and loading weights take in a real cluster.
@@ -87,8 +91,15 @@ def _seconds(pod: Mapping[str, Any], annotation: str) -> float:
         raise UnrunnableError(f"annotation {annotation}: {text!r} is no number") from None
 
 
-def container_specs(pod: Mapping[str, Any], address: str) -> list[ContainerSpec]:
-    """All containers of a pod that has this address.
+def container_specs(
+    pod: Mapping[str, Any], address: str, folders: Mapping[str, Path] | None = None
+) -> list[ContainerSpec]:
+    """All containers of a pod.
+
+    Args:
+        pod: as the API server has it.
+        address: its own.
+        folders: of its volumes, by name.
 
     Raises:
         UnrunnableError: it asks for what processes cannot have.
@@ -96,10 +107,15 @@ def container_specs(pod: Mapping[str, Any], address: str) -> list[ContainerSpec]
     for name in _UNSUPPORTED:
         if pod["spec"].get(name):
             raise UnrunnableError(f"{name}: not supported by the local kubelet")
-    return [_container(pod, container, address) for container in pod["spec"]["containers"]]
+    return [
+        _container(pod, container, address, mounts_of(container, folders or {}))
+        for container in pod["spec"]["containers"]
+    ]
 
 
-def _container(pod: Mapping[str, Any], container: Mapping[str, Any], address: str) -> ContainerSpec:
+def _container(
+    pod: Mapping[str, Any], container: Mapping[str, Any], address: str, mounts: Sequence[Mount]
+) -> ContainerSpec:
     name = container["name"]
     if not container.get("command"):
         raise UnrunnableError(
@@ -109,18 +125,23 @@ def _container(pod: Mapping[str, Any], container: Mapping[str, Any], address: st
     if container.get("envFrom"):
         raise UnrunnableError(f"container {name}: envFrom is not supported by the local kubelet")
     for entry in container.get("env") or ():
-        environment[entry["name"]] = expand(_value(pod, entry, address), environment)
+        value = expand(_value(pod, entry, address), environment)
+        environment[entry["name"]] = at_folders(value, mounts)
     words = [*container["command"], *(container.get("args") or ())]
     return ContainerSpec(
         name=name,
         image=container.get("image", ""),
-        command=tuple(expand(word, environment) for word in words),
+        command=tuple(_word(word, environment, mounts) for word in words),
         environment=environment,
-        working_directory=container.get("workingDir"),
+        working_directory=at_folders(container.get("workingDir") or "", mounts) or None,
         readiness=_probe(container, "readinessProbe"),
         liveness=_probe(container, "livenessProbe"),
         startup=_probe(container, "startupProbe"),
     )
+
+
+def _word(word: str, environment: Mapping[str, str], mounts: Sequence[Mount]) -> str:
+    return at_folders(expand(word, environment), mounts)
 
 
 def expand(text: str, environment: Mapping[str, str]) -> str:
@@ -136,12 +157,12 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
 def _value(pod: Mapping[str, Any], entry: Mapping[str, Any], address: str) -> str:
     if "valueFrom" not in entry:
         return str(entry.get("value", ""))
-    field = entry["valueFrom"].get("fieldRef", {}).get("fieldPath")
-    if field is None:
+    path = entry["valueFrom"].get("fieldRef", {}).get("fieldPath")
+    if path is None:
         kind = ", ".join(entry["valueFrom"])
         raise UnrunnableError(f"env {entry['name']}: {kind} is not supported by the local kubelet")
     metadata, spec = pod["metadata"], pod["spec"]
-    if indexed := _INDEXED.fullmatch(field):
+    if indexed := _INDEXED.fullmatch(path):
         return str((metadata.get(indexed[1]) or {}).get(indexed[2], ""))
     values = {
         "metadata.name": metadata["name"],
@@ -152,9 +173,9 @@ def _value(pod: Mapping[str, Any], entry: Mapping[str, Any], address: str) -> st
         "status.podIP": address,
         "status.hostIP": address,
     }
-    if field not in values:
-        raise UnrunnableError(f"env {entry['name']}: unknown field {field}")
-    return str(values[field])
+    if path not in values:
+        raise UnrunnableError(f"env {entry['name']}: unknown field {path}")
+    return str(values[path])
 
 
 def _probe(container: Mapping[str, Any], kind: str) -> Probe | None:

@@ -134,7 +134,7 @@ class LifeConfig:
     """From start to end.
 
     Attributes:
-        startup_s: until the engine is ready.
+        startup_s: age of the process at which the engine is ready.
         warmup_s: from then on, steps take `warmup_slowdown` times as long.
         drain_timeout_s: what running requests get after SIGTERM.
     """

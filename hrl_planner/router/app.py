@@ -54,7 +54,10 @@ class PickerApp:
         self.fleet = Fleet(spec, classes)
         hasher = PromptHasher(config.tokenizer, spec.kv_block_tokens)
         self.index = KvIndex(
-            spec.kv_block_tokens, by_tokens=config.tokenizer.kind != "text", ttl_s=config.kv.ttl_s
+            spec.kv_block_tokens,
+            by_tokens=config.tokenizer.kind != "text",
+            ttl_s=config.kv.ttl_s,
+            dynamo_store=config.kv.dynamo_store,
         )
         self._handoff = Handoff(config.handoff)
         desk = Desk(config, self.fleet, self.index, self.metrics)

@@ -64,6 +64,9 @@ class KvConfig(_Model):
     """What is known of the workers' prefix caches."""
 
     ttl_s: float = Field(120.0, gt=0, description="of own decisions, where no events come")
+    dynamo_store: Path | None = Field(
+        None, description="DYN_FILE_KV of Dynamo's workers whose kv_events are dyn://..."
+    )
 
 
 class AdmissionConfig(_Model):
@@ -173,8 +176,8 @@ def _resolved(data: dict[str, Any], base: Path) -> dict[str, Any]:
     spec = data.get("spec")
     if isinstance(spec, str) and Path(spec).suffix in (".yaml", ".yml"):
         data["spec"] = str(base / spec)
-    for section in ("discovery", "tokenizer"):
+    for section, field in (("discovery", "path"), ("tokenizer", "path"), ("kv", "dynamo_store")):
         part = data.get(section)
-        if isinstance(part, dict) and isinstance(part.get("path"), str):
-            data[section] = {**part, "path": str(base / part["path"])}
+        if isinstance(part, dict) and isinstance(part.get(field), str):
+            data[section] = {**part, field: str(base / part[field])}
     return data

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Engine = Literal["vllm", "sglang"]
+DYNAMO_SCHEME = "dyn://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Worker:
         address: `ip:port` of its OpenAI server.
         draining: whether it finishes its requests and takes no new ones.
         engine: which fields of the prefill/decode hand-off it speaks.
-        kv_events: ZMQ endpoint it publishes KV events on, `tcp://ip:port`; None without events.
+        kv_events: ZMQ endpoint it publishes KV events on, `tcp://ip:port`, or its name on Dynamo's
+            event plane, `dyn://namespace.component.endpoint[/worker id]`; None without events.
         kv_replay: ZMQ endpoint that answers with missed events; None where there is none.
         bootstrap: `host:port` of an SGLang prefill worker's bootstrap server.
     """

@@ -33,6 +33,10 @@ _REREAD_S = 5.0
 Name = Annotated[str, Field(min_length=1)]
 Address = Annotated[str, Field(pattern=r"^[^/\s]+:\d{1,5}$")]
 ZmqEndpoint = Annotated[str, Field(pattern=r"^(tcp|ipc|inproc)://\S+$")]
+EventSource = Annotated[
+    str,
+    Field(pattern=r"^((tcp|ipc|inproc)://\S+|dyn://[^./\s]+\.[^./\s]+\.[^./\s]+(/\d+)?)$"),
+]
 
 
 class _Model(BaseModel):
@@ -47,7 +51,7 @@ class _WorkerEntry(_Model):
     address: Address
     draining: bool = False
     engine: Engine = "vllm"
-    kv_events: ZmqEndpoint | None = None
+    kv_events: EventSource | None = None
     kv_replay: ZmqEndpoint | None = None
     bootstrap: Address | None = None
 

@@ -19,17 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from kubernetes.aio.client import ApiClient, Configuration, CoreV1Api, CustomObjectsApi
-from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 
 from hrl_planner.errors import RouterError
-from hrl_planner.router.discovery._reflector import Json, Reflector
+from hrl_planner.kube.access import find_configuration, own_namespace
+from hrl_planner.kube.reflector import Json, Reflector
 from hrl_planner.router.discovery.base import Engine, Snapshot, Worker
 
 _log = logging.getLogger(__name__)
@@ -44,7 +42,6 @@ KV_REPLAY_PORT = f"{API_GROUP}/kv-replay-port"
 BOOTSTRAP_PORT = f"{API_GROUP}/bootstrap-port"
 _LWS_INDEX = "leaderworkerset.sigs.k8s.io/worker-index"
 _ENGINES: Mapping[str, Engine] = {"vllm": "vllm", "sglang": "sglang"}
-_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 # A rollout changes many pods at a time.
 _GATHER_S = 0.05
 
@@ -67,11 +64,11 @@ class KubernetesDiscovery:
         *,
         configuration: Configuration | None = None,
     ) -> None:
-        self._namespace = namespace or _own_namespace()
+        self._namespace = namespace or own_namespace()
         self._selector = selector
         self._group = group
         self._configuration = configuration
-        self._workers: tuple[Worker, ...] | None = None
+        self._pods: Mapping[str, tuple[Worker | None]] | None = None
         self._flows: Mapping[str, Mapping[str, float]] | None = None if group else {}
         self._changed = asyncio.Event()
         self._refused: set[str] = set()
@@ -80,9 +77,9 @@ class KubernetesDiscovery:
         """Yield what the API server says, then again whenever it says something else.
 
         Raises:
-            RouterError: where there is no way to an API server.
+            KubeError: where there is no way to an API server.
         """
-        configuration = self._configuration or await _find_configuration()
+        configuration = self._configuration or await find_configuration()
         async with ApiClient(configuration) as api:
             followers = [asyncio.create_task(self._follow_pods(api))]
             if self._group is not None:
@@ -107,9 +104,10 @@ class KubernetesDiscovery:
             follower.result()
         await asyncio.sleep(_GATHER_S)
         self._changed.clear()
-        if self._workers is None or self._flows is None:
+        if self._pods is None or self._flows is None:
             return None
-        return Snapshot(self._workers, self._flows)
+        workers = (worker for _, (worker,) in sorted(self._pods.items()))
+        return Snapshot(tuple(each for each in workers if each is not None), self._flows)
 
     async def _follow_pods(self, api: ApiClient) -> None:
         call = partial(
@@ -117,10 +115,10 @@ class KubernetesDiscovery:
             self._namespace,
             label_selector=self._selector,
         )
-        async for pods in Reflector("pods", call).states():
-            workers = (self._worker(pod) for _, pod in sorted(pods.items()))
-            self._workers = tuple(worker for worker in workers if worker is not None)
-            self._refused &= pods.keys()
+        reflector = Reflector("pods", call, self._worker)
+        async for _ in reflector.changes():
+            self._pods = reflector.objects
+            self._refused &= self._pods.keys()
             self._changed.set()
 
     async def _follow_group(self, api: ApiClient, group: str) -> None:
@@ -132,24 +130,29 @@ class KubernetesDiscovery:
             "servinggroups",
             field_selector=f"metadata.name={group}",
         )
-        reflector = Reflector(f"ServingGroup {group}", call, may_be_absent=True)
-        async for groups in reflector.states():
-            try:
-                self._flows = flows_of(groups.get(group, {}))
-            except RouterError as error:
-                _log.error("%s; the weights of before stay", error)
-                self._flows = self._flows or {}
+        reflector = Reflector(
+            f"ServingGroup {group}", call, self._flows_of_group, may_be_absent=True
+        )
+        async for _ in reflector.changes():
+            self._flows = reflector.objects.get(group, {})
             self._changed.set()
 
-    def _worker(self, pod: Json) -> Worker | None:
+    def _flows_of_group(self, group: Json) -> Mapping[str, Mapping[str, float]]:
         try:
-            return worker_of(pod)
+            return flows_of(group)
+        except RouterError as error:
+            _log.error("%s; the weights of before stay", error)
+            return self._flows or {}
+
+    def _worker(self, pod: Json) -> tuple[Worker | None]:
+        try:
+            return (worker_of(pod),)
         except RouterError as error:
             name = pod["metadata"]["name"]
             if name not in self._refused:
                 _log.error("%s; it gets no requests", error)
                 self._refused.add(name)
-            return None
+            return (None,)
 
 
 def worker_of(pod: Json) -> Worker | None:
@@ -239,24 +242,3 @@ def _http_port(pod: Json) -> int:
         )
     named = next((port for port in ports if port.get("name") == "http"), ports[0])
     return int(named["containerPort"])
-
-
-def _own_namespace() -> str:
-    if _OWN_NAMESPACE.exists():
-        return _OWN_NAMESPACE.read_text(encoding="utf-8").strip()
-    return os.environ.get("POD_NAMESPACE", "default")
-
-
-async def _find_configuration() -> Configuration:
-    configuration = Configuration()
-    try:
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-        else:
-            # The library reads the variable when it is imported, which may be before it was set.
-            await load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration
-            )
-    except (ConfigException, OSError) as error:
-        raise RouterError(f"no way to a Kubernetes API server: {error}") from error
-    return configuration

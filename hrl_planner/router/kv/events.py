@@ -19,42 +19,25 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from enum import StrEnum
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from hrl_planner.router.discovery.base import Worker
+from hrl_planner.router.kv.feed import Feed
 from hrl_planner.router.kv.held import HeldBlocks
 from hrl_planner.router.kv.history import History
+from hrl_planner.router.kv.subscription import subscription
 
 _log = logging.getLogger(__name__)
 
 _END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 _REPLAY_TIMEOUT_MS = 5_000
 _REPLAY_PAUSE_MS = 500  # an answer comes in one go; after such a pause its end was dropped
-_RECONNECT_MS = 100
-_RECONNECT_MAX_MS = 5_000
-_HEARTBEAT_MS = 2_000
-_QUEUED_MESSAGES = 100_000  # as many as vLLM's publisher keeps for a slow subscriber
 
 
-class FeedState(StrEnum):
-    """How far the index can be trusted about a worker.
-
-    Attributes:
-        LIVE: the index is what the engine has told, and that is all it holds.
-        APPROXIMATE: the router's own decisions, and events where some come.
-        LOST: events should come and do not; the router's own decisions stand in.
-    """
-
-    LIVE = "live"
-    APPROXIMATE = "approximate"
-    LOST = "lost"
-
-
-class EventFeed:
+class EventFeed(Feed):
     """Keeps a worker's blocks as its engine tells them.
 
     Args:
@@ -76,73 +59,27 @@ class EventFeed:
         silence_s: float,
         clock: Callable[[], float],
     ) -> None:
+        history = History(worker.name, blocks, block_tokens)
+        super().__init__(worker.name, worker.kv_events or "", history, silence_s, clock)
         self._worker = worker
-        self._history = History(worker.name, blocks, block_tokens)
         self._replays = replays
-        self._silence_s = silence_s
-        self._clock = clock
         self._one_at_a_time = asyncio.Lock()  # a replay and the stream must not interleave
         self._same_engine = True  # False from a new connection on until a message shows it
         self._replayed_until = -1
-        self._waiting_since_s: float | None = None
-        self._lost_since_s: float | None = clock()
-
-    @property
-    def state(self) -> FeedState:
-        """How far the worker's blocks can be trusted now."""
-        if self._history.refused:
-            return FeedState.APPROXIMATE
-        if self._lost_since_s is not None:
-            return FeedState.LOST
-        return FeedState.LIVE if self._history.complete else FeedState.APPROXIMATE
-
-    def expect_event(self, now_s: float) -> None:
-        """A request was routed to the worker: sooner or later it must store a block."""
-        if self._waiting_since_s is None:
-            self._waiting_since_s = now_s
-
-    def check(self, now_s: float, forget_after_s: float) -> None:
-        """Notice silence, and forget what a feed lost for long once told."""
-        waiting = self._waiting_since_s
-        if waiting is not None and now_s - waiting > self._silence_s:
-            self._lose(now_s)
-        lost = self._lost_since_s
-        if lost is not None and now_s - lost > forget_after_s:
-            self._forget()
 
     async def run(self, context: zmq.asyncio.Context) -> None:
         """Follow the engine until cancelled, or until it is refused."""
         self._context = context
-        socket = context.socket(zmq.SUB)
         try:
-            events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-            monitor = socket.get_monitor_socket(events)
-            self._connect(socket)
-            async with asyncio.TaskGroup() as group:
-                watcher = group.create_task(self._watch(monitor))
-                await self._follow(socket)
-                watcher.cancel()
+            with subscription(context, self._source) as (socket, monitor):
+                async with asyncio.TaskGroup() as group:
+                    watcher = group.create_task(self._watch(monitor))
+                    await self._follow(socket)
+                    watcher.cancel()
         except zmq.ZMQError as error:
-            _log.error("worker %s: KV events at %s: %s", self._worker.name, self._endpoint, error)
+            _log.error("worker %s: KV events at %s: %s", self._name, self._source, error)
         finally:
-            if self._lost_since_s is None:
-                self._lost_since_s = self._clock()
-            socket.disable_monitor()
-            socket.close(linger=0)
-
-    @property
-    def _endpoint(self) -> str:
-        return self._worker.kv_events or ""
-
-    def _connect(self, socket: zmq.asyncio.Socket) -> None:
-        socket.setsockopt(zmq.RCVHWM, _QUEUED_MESSAGES)
-        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        # A host that vanishes closes no connection; a ping without an answer shows it.
-        socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * _HEARTBEAT_MS)
-        socket.setsockopt(zmq.SUBSCRIBE, b"")
-        socket.connect(self._endpoint)
+            self._end()
 
     async def _watch(self, monitor: zmq.asyncio.Socket) -> None:
         while True:
@@ -151,7 +88,7 @@ class EventFeed:
                 async with self._one_at_a_time:
                     await self._connected()
             else:
-                self._lose(self._clock())
+                self._lose()
 
     async def _follow(self, socket: zmq.asyncio.Socket) -> None:
         while not self._history.refused:
@@ -160,18 +97,6 @@ class EventFeed:
                 async with self._one_at_a_time:
                     await self._receive(int.from_bytes(frames[1], "big"), frames[2])
             await asyncio.sleep(0)  # what waits is received without a pause: others have a turn
-
-    def _lose(self, now_s: float) -> None:
-        self._waiting_since_s = None
-        if self._lost_since_s is None:
-            self._lost_since_s = now_s
-            _log.warning("worker %s: KV events lost: %s", self._worker.name, self._endpoint)
-
-    def _heard(self) -> None:
-        self._waiting_since_s = None
-        if self._lost_since_s is not None:
-            self._lost_since_s = None
-            _log.info("worker %s: KV events from %s", self._worker.name, self._endpoint)
 
     async def _connected(self) -> None:
         history = self._history
@@ -209,7 +134,7 @@ class EventFeed:
                 if history.last_seq >= 0:
                     _log.warning(
                         "worker %s: KV events %d to %d are lost, its index starts anew",
-                        self._worker.name,
+                        self._name,
                         history.next_seq,
                         seq - 1,
                     )

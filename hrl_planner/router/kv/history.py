@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import zlib
 
-from dynamo.llm import compute_block_hash_for_seq
-
 from hrl_planner.router.kv.held import HeldBlocks
 from hrl_planner.router.kv.paths import path_keys
 from hrl_planner.router.kv.wire import Cleared, Event, Removed, Stored, decode_batch
@@ -26,6 +24,8 @@ class History:
         name: the worker's, for the log.
         blocks: written by this history alone.
         block_tokens: block size of the index; an engine with another one is refused.
+        counts_copies: whether an engine that computes a prefix twice also tells twice that it
+            goes; else the first time is the last.
 
     Attributes:
         last_seq: number of the last batch applied; -1 before the first.
@@ -33,10 +33,13 @@ class History:
         refused: whether the engine's blocks have another size; nothing is applied any more.
     """
 
-    def __init__(self, name: str, blocks: HeldBlocks, block_tokens: int) -> None:
+    def __init__(
+        self, name: str, blocks: HeldBlocks, block_tokens: int, counts_copies: bool = True
+    ) -> None:
         self._name = name
         self._blocks = blocks
         self._block_tokens = block_tokens
+        self._counts_copies = counts_copies
         self._path_of: dict[int, int] = {}  # by the engine's own hash of the block
         self._extra_copies: dict[int, int] = {}  # only blocks that have some
         self._last_digest = 0
@@ -75,7 +78,7 @@ class History:
             self.complete = True
         self.last_seq, self._last_digest = seq, zlib.crc32(payload)
         try:
-            self._apply(decode_batch(payload))
+            self.apply(decode_batch(payload))
         except (ValueError, TypeError, OverflowError) as error:  # also ids that are none
             if not self._warned:
                 _log.warning("worker %s: KV events ignored: %s", self._name, error)
@@ -83,7 +86,8 @@ class History:
             self._clear()
             self.complete = False
 
-    def _apply(self, events: list[Event]) -> None:
+    def apply(self, events: list[Event]) -> None:
+        """Apply what the engine told, in its order."""
         # Engines evict a run of blocks by one event each: taken together they can leave the tree
         # end first, whatever their order.
         removed: list[int] = []
@@ -100,17 +104,30 @@ class History:
                 self.complete = True
             elif self._is_indexed_group(event.group):
                 if event.block_tokens != self._block_tokens:
-                    self._refuse(event.block_tokens)
+                    self.refuse(event.block_tokens)
                     return
                 self._store(event)
         if removed:
             self._remove(removed)
 
+    def refuse(self, block_tokens: int) -> None:
+        """The engine's blocks have this other size: nothing it tells can be used."""
+        _log.error(
+            "worker %s: KV events refused: its blocks have %d tokens, the router's %d; "
+            "set block_tokens of the router or --block-size of the engine",
+            self._name,
+            block_tokens,
+            self._block_tokens,
+        )
+        self._clear()
+        self.complete = False
+        self.refused = True
+
     def _store(self, event: Stored) -> None:
         parent = None if event.parent is None else self._path_of.get(event.parent)
         if event.parent is not None and (parent is None or parent not in self._blocks):
             return  # it follows blocks that are not indexed
-        hashes = compute_block_hash_for_seq(event.token_ids, self._block_tokens)
+        hashes = event.hashes
         paths = path_keys(hashes, parent or 0).tolist()
         for n, (key, path) in enumerate(zip(event.keys, paths, strict=True)):
             known = self._path_of.get(key)
@@ -118,7 +135,8 @@ class History:
                 self._path_of[key] = path
                 self._extra_copies.pop(key, None)
             elif known == path:
-                self._extra_copies[key] = self._extra_copies.get(key, 0) + 1
+                if self._counts_copies:
+                    self._extra_copies[key] = self._extra_copies.get(key, 0) + 1
             else:  # one hash for two blocks: the second, and what follows it, cannot be told apart
                 paths, hashes = paths[:n], hashes[:n]
                 break
@@ -147,15 +165,3 @@ class History:
         if not self._group_known:
             self._group, self._group_known = group, True
         return group == self._group
-
-    def _refuse(self, block_tokens: int) -> None:
-        _log.error(
-            "worker %s: KV events refused: its blocks have %d tokens, the router's %d; "
-            "set block_tokens of the router or --block-size of the engine",
-            self._name,
-            block_tokens,
-            self._block_tokens,
-        )
-        self._clear()
-        self.complete = False
-        self.refused = True

@@ -4,7 +4,7 @@ All workers share one radix tree. A worker has two holders in it, because the tw
 differently and forget them differently: one for what its engine tells, one for what the router has
 sent it. A request's overlap with a worker is the larger of the two.
 
-    engine's KV events -> EventFeed -> HeldBlocks ----+
+    engine's KV events -> Feed -> HeldBlocks ---------+
                                                       +--> RadixTree --> overlap_blocks
     own decisions -----> RoutedBlocks -> HeldBlocks --+
 
@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -27,10 +28,12 @@ import zmq.asyncio
 from dynamo.llm import RadixTree
 from numpy.typing import NDArray
 
-from hrl_planner.router.discovery.base import Worker
+from hrl_planner.router.discovery.base import DYNAMO_SCHEME, Worker
 from hrl_planner.router.kv.approximate import RoutedBlocks
-from hrl_planner.router.kv.events import EventFeed, FeedState
+from hrl_planner.router.kv.events import EventFeed
+from hrl_planner.router.kv.feed import Feed, FeedState
 from hrl_planner.router.kv.held import HeldBlocks
+from hrl_planner.router.kv.plane import PlaneFeed
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class _Slot:
     worker: Worker
     told: HeldBlocks
     routed: RoutedBlocks
-    feed: EventFeed | None
+    feed: Feed | None
     task: asyncio.Task[None] | None = None
 
     @property
@@ -78,6 +81,8 @@ class KvIndex:
             events, so without a tokenizer every worker is approximate.
         ttl_s: how long a routed prompt is taken for cached without events.
         silence_s: how long requests may run without any event before a feed counts as lost.
+        dynamo_store: directory of Dynamo's file discovery, for workers whose events are on
+            Dynamo's event plane (`dyn://...`).
         clock: seconds, monotonic; the `now_s` of all methods is of this clock.
     """
 
@@ -88,12 +93,14 @@ class KvIndex:
         by_tokens: bool = True,
         ttl_s: float = 120.0,
         silence_s: float = 60.0,
+        dynamo_store: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._block_tokens = block_tokens
         self._by_tokens = by_tokens
         self._ttl_s = ttl_s
         self._silence_s = silence_s
+        self._dynamo_store = dynamo_store
         self._clock = clock
         self._tree = RadixTree()
         self._slots: dict[int, _Slot] = {}
@@ -124,11 +131,7 @@ class KvIndex:
             self.drop_worker(index)
         told_id, routed_id = self._new_holder_id(index), self._new_holder_id(index)
         told = HeldBlocks(self._tree, told_id)
-        feed = None
-        if self._by_tokens and worker.kv_events is not None:
-            feed = EventFeed(
-                worker, told, self._block_tokens, self._replays, self._silence_s, self._clock
-            )
+        feed = self._new_feed(worker, told) if self._by_tokens else None
         routed = RoutedBlocks(self._tree, routed_id, self._ttl_s, kv_blocks)
         slot = self._slots[index] = _Slot(worker, told, routed, feed)
         if self._context is not None:
@@ -208,6 +211,25 @@ class KvIndex:
             self._context.destroy(linger=0)
             self._context = None
 
+    def _new_feed(self, worker: Worker, told: HeldBlocks) -> Feed | None:
+        if worker.kv_events is None:
+            return None
+        if not worker.kv_events.startswith(DYNAMO_SCHEME):
+            return EventFeed(
+                worker, told, self._block_tokens, self._replays, self._silence_s, self._clock
+            )
+        store = self._dynamo_store
+        if store is None:
+            _log.error(
+                "worker %s: kv_events: %r needs kv.dynamo_store in the router's config",
+                worker.name,
+                worker.kv_events,
+            )
+            return None
+        return PlaneFeed(
+            worker, store, told, self._block_tokens, self._replays, self._silence_s, self._clock
+        )
+
     def _new_holder_id(self, index: int) -> int:
         self._serial += 1
         return self._serial << _SLOT_BITS | index
@@ -232,8 +254,7 @@ class KvIndex:
 
 
 def _same_source(one: Worker, other: Worker) -> bool:
-    return (one.name, one.kv_events, one.kv_replay) == (
-        other.name,
-        other.kv_events,
-        other.kv_replay,
-    )
+    if (one.name, one.kv_events, one.kv_replay) != (other.name, other.kv_events, other.kv_replay):
+        return False
+    # Dynamo's workers of one endpoint are told apart by their hosts.
+    return one.address == other.address or not (one.kv_events or "").startswith(DYNAMO_SCHEME)

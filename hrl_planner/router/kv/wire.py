@@ -6,6 +6,9 @@ the event's name first; later vLLM writes the events as maps with the name under
 batch either way. New fields come at the end. Sources: vLLM `vllm/distributed/kv_events.py` (at
 0181ea3), SGLang `python/sglang/srt/disaggregation/kv_events.py` (at 7a699dc, array form).
 
+Content hashes are computed here, from an event's tokens: what comes out is the same whether an
+engine tells tokens or, as on Dynamo's event plane (`plane/wire.py`), the hashes themselves.
+
 Only what the index can use comes out: full-attention blocks in GPU memory whose hash depends on
 tokens alone. Blocks of a LoRA adapter, of images or of a salted cache match no prompt of the
 router, so they are left out here, and so is everything that follows them.
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from dynamo.llm import compute_block_hash_for_seq
 
 _MASK_64 = 2**64 - 1
 _FULL_ATTENTION = {None, "full_attention", "mla_attention", "sink_full_attention"}
@@ -43,14 +47,14 @@ class Stored:
     Attributes:
         keys: the engine's own hash of each block, 64 bits.
         parent: the block before the first one; None at the start of a prompt.
-        token_ids: of all blocks, `block_tokens` each.
+        hashes: of each block's tokens, as `hashing.py` makes them of a prompt.
         block_tokens: the engine's block size.
         group: cache group of a hybrid model; None where the engine has one.
     """
 
     keys: list[int]
     parent: int | None
-    token_ids: list[int]
+    hashes: list[int]
     block_tokens: int
     group: int | None
 
@@ -108,7 +112,7 @@ def _stored(fields: Mapping[str, Any]) -> Stored | None:
         return None
     keys = [_key(block) for block in fields["block_hashes"]]
     token_ids, block_tokens = fields["token_ids"], fields["block_size"]
-    if len(token_ids) != len(keys) * block_tokens:
+    if block_tokens < 1 or len(token_ids) != len(keys) * block_tokens:
         raise ValueError(
             f"BlockStored has {len(token_ids)} tokens for {len(keys)} blocks of {block_tokens}"
         )
@@ -116,7 +120,7 @@ def _stored(fields: Mapping[str, Any]) -> Stored | None:
     return Stored(
         keys=keys,
         parent=None if parent is None else _key(parent),
-        token_ids=token_ids,
+        hashes=compute_block_hash_for_seq(token_ids, block_tokens),
         block_tokens=block_tokens,
         group=fields.get("group_idx"),
     )

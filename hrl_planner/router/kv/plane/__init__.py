@@ -1,0 +1,6 @@
+"""KV events of Dynamo's workers, from Dynamo's own event plane."""
+
+from hrl_planner.router.kv.plane.feed import PlaneFeed
+from hrl_planner.router.kv.plane.records import SourceName
+
+__all__ = ["PlaneFeed", "SourceName"]

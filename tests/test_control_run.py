@@ -1,0 +1,148 @@
+"""Rounds of many planners in one process, and who may make them; without an API server."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+pytest.importorskip("kubernetes")
+
+from hrl_planner.control.run import Key, Planner, Runner
+from hrl_planner.errors import KubeError
+
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Done:
+    text: str = ""
+
+
+@dataclass
+class Told:
+    """A planner that does what it is told, and counts."""
+
+    name: str
+    act: Callable[[], None] = lambda: None
+    interval_s: float = 0.02
+    rounds: int = 0
+    several: threading.Event = field(default_factory=threading.Event)
+
+    def round(self) -> Done:
+        self.rounds += 1
+        if self.rounds >= 3:
+            self.several.set()
+        self.act()
+        return Done()
+
+
+@dataclass
+class Leads:
+    """An election with a known outcome."""
+
+    not_ours: frozenset[str] = frozenset()
+    answered: bool = True
+    wanted: tuple[str, ...] = ()
+
+    def want(self, names: list[str]) -> None:
+        self.wanted = tuple(names)
+
+    def leads(self, name: str) -> bool:
+        return name not in self.not_ours
+
+
+def keyed(*planners: Told) -> dict[Key, Planner]:
+    return {Key("local", planner.name): planner for planner in planners}
+
+
+@contextmanager
+def running(runner: Runner) -> Iterator[io.StringIO]:
+    log = io.StringIO()
+    thread = threading.Thread(target=runner.run, args=(log,))
+    thread.start()
+    try:
+        yield log
+    finally:
+        runner.stop()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+
+
+def test_a_planner_that_waits_keeps_no_other_waiting() -> None:
+    free = threading.Event()
+    slow = Told("slow", lambda: assert_set(free))
+    others = [Told(f"p{i}") for i in range(20)]
+    planners = keyed(slow, *others)
+    with running(Runner(lambda: planners, Leads())):
+        for other in others:
+            assert other.several.wait(PATIENCE_S)
+        assert slow.rounds == 1
+        free.set()
+        assert slow.several.wait(PATIENCE_S)
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(PATIENCE_S)
+
+
+def test_planners_that_come_begin_and_those_that_go_end() -> None:
+    first, second = Told("first"), Told("second")
+    planners = keyed(first)
+    election = Leads()
+    with running(Runner(lambda: planners, election)):
+        assert first.several.wait(PATIENCE_S)
+        planners = keyed(second)
+        assert second.several.wait(PATIENCE_S)
+        ended = first.rounds
+        second.several.clear()
+        second.rounds = 0
+        assert second.several.wait(PATIENCE_S)
+        assert first.rounds == ended
+    assert election.wanted == ("hrl-planner-local-second",)
+
+
+def test_only_who_leads_makes_rounds() -> None:
+    led, other = Told("led"), Told("other")
+    planners = keyed(led, other)
+    with running(Runner(lambda: planners, Leads(frozenset({"hrl-planner-local-other"})))):
+        assert led.several.wait(PATIENCE_S)
+    assert other.rounds == 0
+
+
+def fails() -> None:
+    raise KubeError("refused")
+
+
+def breaks() -> None:
+    raise RuntimeError("a fault of its own")
+
+
+@pytest.mark.parametrize("act", [fails, breaks])
+def test_a_round_that_fails_is_tried_again_and_told_once(
+    act: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = Told("bad", act), Told("good")
+    planners = keyed(bad, good)
+    with running(Runner(lambda: planners, Leads())) as log:
+        assert bad.several.wait(PATIENCE_S)
+        assert good.several.wait(PATIENCE_S)
+    assert {json.loads(line)["name"] for line in log.getvalue().splitlines()} == {"good"}
+    if act is fails:
+        assert len([m for m in caplog.messages if "refused" in m]) == 1
+
+
+def test_a_woken_planner_makes_a_round_before_its_time() -> None:
+    seen = [threading.Event(), threading.Event()]
+    planner = Told("one", lambda: seen[planner.rounds - 1].set(), interval_s=3600.0)
+    runner = Runner(lambda: keyed(planner), Leads())
+    with running(runner):
+        assert seen[0].wait(PATIENCE_S)
+        while not seen[1].wait(0.05):
+            runner.wake(Key("local", "one"))
+    assert planner.rounds == 2
