@@ -83,9 +83,9 @@ class Allocator:
         """
         cluster = planned(group, listed)
         policy: object = self._policy.of(cluster.spec, group.spec.policy, "allocator", now_s)
+        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
         if not isinstance(policy, Listener):
             return None
-        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
         return _by_name(cluster.spec, policy.listen(observation))
 
 

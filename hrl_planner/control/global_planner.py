@@ -128,6 +128,12 @@ class GlobalPlanner:
         wrong = "; ".join(filter(None, (str(fault or ""), denied)))
         return GlobalRound(plan, settlement, tuple(written), wrong)
 
+    def follow(self) -> None:
+        """Look at what the leader sees; errors as those of a round."""
+        group = self._look_at.group(self.name)
+        self.interval_s = group.spec.intervals.local_s
+        self._flows(group, self._look_at.pools(self.name))
+
     def _plan(
         self, group: ServingGroup, listed: PoolList
     ) -> tuple[GroupPlan | None, HrlPlannerError | None]:

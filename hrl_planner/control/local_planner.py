@@ -133,6 +133,10 @@ class LocalPlanner:
         wrong = "; ".join(trouble.message for trouble in told)
         return LocalRound(wanted, reason, waits, tuple(written), wrong)
 
+    def follow(self) -> None:
+        """Decide what the leader decides; errors as those of a round."""
+        self._decide(self._look_at.pool(self.name), self._look_at.pools())
+
     def _decide(self, pool: WorkerPool, everything: PoolList) -> bool:
         """Ask the policy if it is time to, and say whether what it decides is carried out.
 

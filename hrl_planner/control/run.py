@@ -55,6 +55,9 @@ class Planner(Protocol):
     def round(self) -> Any:
         """Look, decide, write; returns a dataclass for the decision log."""
 
+    def follow(self) -> None:
+        """Look and decide as in a round and write nothing, in order to go on where another ends."""
+
 
 class Election(Protocol):
     """Says which planners this process leads."""
@@ -72,15 +75,17 @@ class Election(Protocol):
 class _Task:
     planner: Planner
     next_s: float = -math.inf
+    follow_s: float = -math.inf
     last_s: float = -math.inf
     woken: bool = False
     running: bool = False
     complaint: str = ""
 
-    def due_s(self) -> float:
-        """Return when its next round should be."""
-        early_s = self.last_s + _LEAST_S if self.woken else math.inf
-        return math.inf if self.running else min(self.next_s, early_s)
+    def due_s(self, *, leads: bool) -> float:
+        """Return when its next round should be, or its next look if another leads."""
+        early_s = self.last_s + _LEAST_S if self.woken and leads else math.inf
+        next_s = self.next_s if leads else self.follow_s
+        return math.inf if self.running else min(next_s, early_s)
 
 
 class Runner:
@@ -149,14 +154,14 @@ class Runner:
     def _due(self) -> list[tuple[Key, _Task]]:
         """Return what is due, the longest due first."""
         now_s = self._clock()
-        due = [(task.due_s(), key, task) for key, task in self._led() if task.due_s() <= now_s]
-        return [(key, task) for _, key, task in sorted(due, key=lambda item: item[0])]
+        due = [(self._due_s(key, task), key, task) for key, task in self._tasks.items()]
+        return [(k, task) for at_s, k, task in sorted(due, key=lambda d: d[0]) if at_s <= now_s]
 
-    def _led(self) -> list[tuple[Key, _Task]]:
-        return [item for item in self._tasks.items() if self._election.leads(item[0].lease)]
+    def _due_s(self, key: Key, task: _Task) -> float:
+        return task.due_s(leads=self._election.leads(key.lease))
 
     def _pause_s(self) -> float:
-        next_s = min((task.due_s() for _, task in self._led()), default=math.inf)
+        next_s = min((self._due_s(*item) for item in self._tasks.items()), default=math.inf)
         return min(max(next_s - self._clock(), 0.0), _TURN_S)
 
     def _refresh(self) -> None:
@@ -177,9 +182,13 @@ class Runner:
 
     def _round(self, key: Key, task: _Task, log: TextIO) -> None:
         began_s = self._clock()
+        leads = self._election.leads(key.lease)
         try:
-            if self._stopped or not self._election.leads(key.lease):
-                return  # it waited too long for its turn
+            if self._stopped:
+                return
+            if not leads:
+                task.planner.follow()
+                return
             done = task.planner.round()
             task.complaint = ""
             with self._changed:
@@ -193,7 +202,9 @@ class Runner:
         finally:
             with self._changed:
                 task.running, task.last_s = False, self._clock()
-                if began_s >= task.next_s:
+                if not leads:
+                    task.follow_s = task.last_s + task.planner.interval_s
+                elif began_s >= task.next_s:
                     task.next_s = task.last_s + task.planner.interval_s
                 self._changed.notify()
 
