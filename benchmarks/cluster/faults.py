@@ -19,9 +19,9 @@ from benchmarks.cluster.field import Field
 from benchmarks.cluster.observer import Observer
 from benchmarks.cluster.planners import PlannerId, Planners, first_rounds
 from benchmarks.cluster.store import State, wait_until
+from hrl_planner.control.lease import DURATION_S
 from hrl_planner.localcluster.controlplane import API_SERVER, ETCD
 
-LEASE_S = 15.0
 _PATIENCE_S = 90.0
 _POOL_PATIENCE_S = 60.0
 _LONGEST_OUTAGE_S = 10.0
@@ -66,7 +66,7 @@ class Monkey:
         planners: Planners,
         observer: Observer,
         random: Random,
-        lease_s: float = LEASE_S,
+        lease_s: float = DURATION_S,
     ) -> None:
         self._field, self._planners, self._observer = field, planners, observer
         self._random, self._lease_s = random, lease_s
