@@ -85,6 +85,10 @@ class Timed:
         """See `Planner`."""
         return self._planner.interval_s
 
+    def follow(self) -> Any:
+        """See `Planner`."""
+        return self._planner.follow()
+
     def round(self) -> Any:
         """See `Planner`."""
         began_s, used_s = time.perf_counter(), time.thread_time()
