@@ -17,6 +17,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from hrl_planner.control.decision import Decision
 from hrl_planner.control.global_planner import GlobalRound
 from hrl_planner.control.local_planner import LocalRound
 from hrl_planner.control.log_lines import ClusterLine, DecisionLine, RoundLine
@@ -69,7 +70,7 @@ class DecisionLog:
         """See the class."""
         self._to, self._by, self._namespace, self._clock = to, by, namespace, clock
         self._lock = threading.Lock()
-        self._last: tuple[ClusterSpec, ClusterLine] | None = None
+        self._lines: dict[tuple[str, str], tuple[ClusterSpec, ClusterLine]] = {}
         self._told_s: dict[str, float] = {}  # hash of a cluster, and when it was written
 
     def write(self, name: str, done: Round, took_s: float) -> None:
@@ -80,7 +81,7 @@ class DecisionLog:
     def _write(self, name: str, done: Round, took_s: float) -> None:
         now_s = round(self._clock(), 3)
         decision = done.decision
-        cluster = None if decision is None else self._described(decision.spec, now_s)
+        cluster = None if decision is None else self._described(decision, now_s)
         made = None
         if decision is not None and cluster is not None:
             made = DecisionLine.of(decision, cluster.hash)
@@ -97,10 +98,13 @@ class DecisionLog:
         """Let go of the file."""
         self._to.close()
 
-    def _described(self, spec: ClusterSpec, now_s: float) -> ClusterLine:
-        if self._last is None or self._last[0] != spec:
-            self._last = (spec, ClusterLine.of(spec, now_s))
-        return self._last[1]
+    def _described(self, decision: Decision, now_s: float) -> ClusterLine:
+        """Return the line of a cluster; a group's is made once per change and level."""
+        spec, key = decision.spec, (decision.spec.name, decision.choice.level)
+        known = self._lines.get(key)
+        if known is None or known[0] != spec:
+            known = self._lines[key] = (spec, ClusterLine.of(spec, now_s))
+        return known[1]
 
     def _record(self, text: str, cluster: ClusterLine | None, now_s: float) -> logging.LogRecord:
         """Return what to write: the round, after its cluster where that was not told lately."""
