@@ -80,6 +80,9 @@ def test_what_is_not_reproduced_is_told_with_file_and_line(log: Path, tmp_path: 
         (["LOG", "--since", "yesterday"], "--since yesterday"),
         (["LOG", "--policy", "lp", "--checkpoint", "x"], "only one of the two"),
         (["EMPTY"], "no decision in it"),
+        (["LOG", "--policy", "magic"], "unknown policy 'magic'"),
+        (["LOG", "--policy", "lp+magic"], "unknown policy 'magic'"),
+        (["LOG", "--checkpoint", "nowhere"], "nowhere/manifest.yaml"),
     ],
 )
 def test_a_wrong_question_is_one_line_and_status_2(
@@ -91,9 +94,3 @@ def test_a_wrong_question_is_one_line_and_status_2(
     code, _, err = replay(*(known.get(arg, arg) for arg in args))
     assert code == 2
     assert words in err
-
-
-def test_a_policy_that_does_not_exist_is_named(log: Path) -> None:
-    code, _, err = replay(log, "--policy", "magic")
-    assert code == 1
-    assert "unknown policy 'magic'" in err

@@ -196,7 +196,7 @@ class Decider:
             self._turn = 0
             self._shield = Interventions()
             self._policy = None
-            policy = _make(choice, self._shield)
+            policy = new_policy(choice, self._shield)
             policy.reset(PlanContext(spec))
             self._policy, self._made_for = policy, (spec, choice)
             self._digest = "" if choice.checkpoint is None else digest(choice.checkpoint)
@@ -218,7 +218,17 @@ class _WholeQuota:
         return Plan(quotas, reason=WHOLE_QUOTA)
 
 
-def _make(choice: Choice, log: Interventions) -> Policy:
+def new_policy(choice: Choice, log: Interventions | None = None) -> Policy:
+    """Return a policy that has not been told yet what it plans for.
+
+    Args:
+        choice: which.
+        log: where a shield tells what it does.
+
+    Raises:
+        HrlPlannerError: there is none, or its checkpoint cannot be read.
+    """
+    log = Interventions() if log is None else log
     if choice.checkpoint is not None:
         checkpoint = load(choice.checkpoint)
         make = allocator_of if choice.level == "allocator" else scaler_of
