@@ -167,7 +167,8 @@ def measure(plane: ControlPlane, planners: Planners, pods: Pods, seconds: float)
     with planners.decisions.open() as file:
         file.seek(written)
         lines = [json.loads(line) for line in file if line.endswith("\n")]
-    return report(requests, server, took, lines, after["watches"], wall_s) | {
+    rounds = [line for line in lines if line["kind"] == "round"]
+    return report(requests, server, took, rounds, after["watches"], wall_s) | {
         "cores": round(used_s / wall_s, 3),
         "rss_mb": round(rss),
         "pods_least": least,
@@ -198,9 +199,13 @@ def report(
         "own_resources_by_client": sum(ours.values()),
         "own_resources_by_server": sum(theirs.values()),
         "by_server": dict(Counter(theirs).most_common()),
-        "rescaled": sum(" -> " in w for x in lines for w in x["written"] if x["level"] == "local"),
-        "quotas": sum("quota" in w for x in lines for w in x["written"] if x["level"] == "global"),
-        "errors": sum(bool(line["error"]) for line in lines),
+        "rescaled": sum(
+            " -> " in w for x in lines for w in x.get("written", ()) if x["level"] == "local"
+        ),
+        "quotas": sum(
+            "quota" in w for x in lines for w in x.get("written", ()) if x["level"] == "global"
+        ),
+        "errors": sum("error" in line for line in lines),
     }
     for level in ("local", "global"):
         walls, cpus = sorted(took[level]), took[f"{level} cpu"]
