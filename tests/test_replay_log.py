@@ -56,7 +56,7 @@ def test_another_policy_is_no_failure(log: Path) -> None:
 def test_decisions_as_json_have_names_and_what_came_out(log: Path) -> None:
     _, out, _ = replay(log, "--json", "--last", 1)
     (line,) = map(json.loads, out.splitlines())
-    assert line["decision"]["pools"]["decode-h100"]["ready"] >= 1
+    assert line["decision"]["pools"]["decode-l40s"]["ready"] >= 1
     assert line["again"]["verdict"] == "same"
     assert line["again"]["replicas"] == line["decision"]["replicas"]
 

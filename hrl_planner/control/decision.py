@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -20,8 +21,10 @@ from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner import Plan, PlanContext, Policy
 from hrl_planner.planner.checkpoint import digest, load
 from hrl_planner.planner.deployed import allocator_of, scaler_of
+from hrl_planner.planner.hpa import HpaPolicy
 from hrl_planner.planner.loop import within_budget
 from hrl_planner.planner.policy import Listener
+from hrl_planner.planner.queue_length import QueueLengthPolicy
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Intervention, Interventions
@@ -216,6 +219,20 @@ class _WholeQuota:
         """Answer with the quotas; pools without one get nothing."""
         quotas = np.nan_to_num(observation.pool_field("quota")).astype(np.int64)
         return Plan(quotas, reason=WHOLE_QUOTA)
+
+
+# Policies that decide each pool by its own row alone: what they saw of the others says nothing.
+_POOL_BY_POOL = (_WholeQuota, RulePolicy, HpaPolicy, QueueLengthPolicy)
+
+
+@lru_cache(maxsize=64)
+def decides_pool_by_pool(choice: Choice) -> bool:
+    """Say whether a policy decides each pool by its own row alone.
+
+    Raises:
+        HrlPlannerError: there is no such policy.
+    """
+    return choice.checkpoint is None and isinstance(new_policy(choice), _POOL_BY_POOL)
 
 
 def new_policy(choice: Choice, log: Interventions | None = None) -> Policy:
