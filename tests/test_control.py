@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -330,7 +330,9 @@ class Traffic:
         self.simulation = Simulation(SPEC, trace)
         self.simulation.advance_to(100.0)
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         seen = self.simulation.observe()
         order = [SPEC.pool_index(pool.name) for pool in spec.pools]
         return seen.pools[order], seen.classes

@@ -11,6 +11,7 @@ import pytest
 
 from hrl_planner.collect import PageSource, PrometheusSource, Source
 from hrl_planner.control.collected import CollectedMetrics
+from hrl_planner.errors import RouterError
 from hrl_planner.load import LoadOptions, Target, replay
 from hrl_planner.mock_engine.cluster import MockCluster
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS
@@ -32,6 +33,17 @@ class Told:
     async def snapshots(self) -> AsyncIterator[Snapshot]:
         yield Snapshot(self._workers)
         await asyncio.Event().wait()
+
+
+class Astray:
+    """A discovery that finds no way to an API server."""
+
+    async def snapshots(self) -> AsyncIterator[Snapshot]:
+        raise RouterError("no way to a Kubernetes API server")
+        yield
+
+
+NOBODY = {pool.name: 0 for pool in ClusterSpec.load("small").pools}
 
 
 def column(rows: np.ndarray, field: str, fields: tuple[str, ...] = POOL_FIELDS) -> np.ndarray:
@@ -74,9 +86,9 @@ def test_a_planner_sees_the_traffic_of_its_pools_and_nothing_of_those_nobody_tol
         metrics.start()
         try:
             # The first look begins to listen, and waits for an answer of who shares this thread.
-            runner.run(asyncio.to_thread(metrics.look, spec()))  # type: ignore[arg-type]
+            runner.run(asyncio.to_thread(metrics.look, spec(), NOBODY))  # type: ignore[arg-type]
             runner.run(offer(workers[0].address, spec().model))
-            rows, classes = metrics.look(spec())
+            rows, classes = metrics.look(spec(), NOBODY | {"decode-h100": 1})
         finally:
             metrics.close()
             runner.run(server.__aexit__(None, None, None))
@@ -94,7 +106,26 @@ def test_planners_without_any_worker_look_at_rows_all_the_same():
     metrics = CollectedMetrics(Told())
     metrics.start()
     try:
-        rows, _ = metrics.look(spec())
+        rows, _ = metrics.look(spec(), NOBODY)
     finally:
         metrics.close()
     assert rows.shape == (4, len(POOL_FIELDS))
+
+
+def test_traffic_of_workers_that_discovery_does_not_know_is_unknown_and_not_none():
+    metrics = CollectedMetrics(Told())
+    metrics.start()
+    try:
+        rows, classes = metrics.look(spec(), NOBODY | {"prefill-h100": 2, "decode-h100": 1})
+    finally:
+        metrics.close()
+    unknown = np.isnan(column(rows, "arrivals_rps"))
+    assert unknown.tolist() == [pool.gpu_type == "H100" for pool in spec().pools]
+    assert np.isnan(column(classes, "arrivals_rps", CLASS_FIELDS)).all()
+
+
+def test_a_planner_that_cannot_find_workers_says_so_and_does_not_start():
+    metrics = CollectedMetrics(Astray())
+    with pytest.raises(RouterError, match="no way"):
+        metrics.start()
+    metrics.close()

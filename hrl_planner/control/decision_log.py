@@ -17,7 +17,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from hrl_planner.control.decision import Decision
+from hrl_planner.control.decision import Decision, Followed
 from hrl_planner.control.global_planner import GlobalRound
 from hrl_planner.control.local_planner import LocalRound
 from hrl_planner.control.log_lines import ClusterLine, DecisionLine, RoundLine
@@ -73,12 +73,12 @@ class DecisionLog:
         self._lines: dict[tuple[str, str], tuple[ClusterSpec, ClusterLine]] = {}
         self._told_s: dict[str, float] = {}  # hash of a cluster, and when it was written
 
-    def write(self, name: str, done: Round, took_s: float) -> None:
+    def write(self, name: str, done: Round | Followed, took_s: float) -> None:
         """Write a round of the planner of this name; may be called from any thread."""
         with self._lock:
             self._write(name, done, took_s)
 
-    def _write(self, name: str, done: Round, took_s: float) -> None:
+    def _write(self, name: str, done: Round | Followed, took_s: float) -> None:
         now_s = round(self._clock(), 3)
         decision = done.decision
         cluster = None if decision is None else self._described(decision, now_s)
@@ -116,7 +116,12 @@ class DecisionLog:
         return logging.makeLogRecord({"msg": text})
 
     def _line(
-        self, name: str, done: Round, took_s: float, now_s: float, made: DecisionLine | None
+        self,
+        name: str,
+        done: Round | Followed,
+        took_s: float,
+        now_s: float,
+        made: DecisionLine | None,
     ) -> RoundLine:
         common: dict[str, Any] = {
             "format": 1,
@@ -125,12 +130,14 @@ class DecisionLog:
             "by": self._by,
             "namespace": self._namespace,
             "name": name,
-            "mode": done.mode,
             "took_s": round(took_s, 4),
             "decision": made,
-            "error": done.error,
-            "written": list(done.written),
         }
+        if isinstance(done, Followed):
+            scales = done.decision is not None and done.decision.choice.level == "scaler"
+            level = "local" if scales else "global"
+            return RoundLine(level=level, group=done.group, mode="standby", **common)
+        common |= {"mode": done.mode, "error": done.error, "written": list(done.written)}
         if isinstance(done, GlobalRound):
             return RoundLine(
                 level="global",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from hrl_planner.control.conditions import reason_of
 from hrl_planner.control.connector import Connector, UnreadableError
 from hrl_planner.control.decide import Scaler, Want, decides_nothing
-from hrl_planner.control.decision import Decision
+from hrl_planner.control.decision import Decision, Followed
 from hrl_planner.control.local_status import (
     Seen,
     Trouble,
@@ -187,6 +187,13 @@ class LocalPlanner:
             None if wants is before else wants.decision,
             "; ".join(trouble.message for trouble in told),
         )
+
+    def follow(self) -> Followed:
+        """Decide what the leader decides; errors as those of a round."""
+        pool = self._look_at.pool(self.name)
+        before = self._wants
+        self._decide(pool, self._look_at.pools(pool.spec.group))
+        return Followed(pool.spec.group, None if self._wants is before else self._wants.decision)
 
     def _decide(self, pool: WorkerPool, listed: PoolList) -> bool:
         """Ask the policy if it is time to, and say whether what it decides is carried out.
