@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("gymnasium")
 
-from agents.agreement.compare import envelope
+from agents.agreement.compare import Attainment, envelope
 from agents.agreement.runs import Steps, policy_of, simulated, slowed
 from agents.evaluate.metrics import compute
 from hrl_planner.localcluster.demo_scale import at_speed, quick
@@ -25,6 +25,12 @@ def test_a_step_may_come_an_interval_sooner_or_later() -> None:
     low, high = envelope(model, 0, np.array([7.9, 8.1, 11.9, 12.1]), 2.0)
     assert low.tolist() == [1, 1, 1, 3]
     assert high.tolist() == [1, 3, 3, 3]
+
+
+def test_a_difference_that_the_simulator_has_from_itself_is_told_apart() -> None:
+    assert Attainment(cluster=90.0, simulator=94.0, low=94.0, high=94.0).verdict == "agrees"
+    assert Attainment(cluster=84.0, simulator=94.0, low=88.0, high=95.0).verdict == "spread"
+    assert Attainment(cluster=80.0, simulator=94.0, low=88.0, high=95.0).verdict == "differs"
 
 
 def test_before_the_first_look_things_were_as_at_the_first_look() -> None:
