@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("gymnasium")
 
 from agents.agreement.compare import Attainment, envelope
-from agents.agreement.runs import Steps, policy_of, simulated, slowed
+from agents.agreement.runs import Steps, slowed
+from agents.agreement.simulated import policy_of, simulated
 from agents.evaluate.metrics import compute
 from hrl_planner.localcluster.demo_scale import at_speed, quick
 from hrl_planner.localcluster.demo_watch import routed_of

@@ -18,7 +18,9 @@ from typing import Literal
 
 import numpy as np
 
-from agents.agreement.runs import Run, Steps, measured, policy_of, simulated, slowed
+from agents.agreement.measured import measured
+from agents.agreement.runs import Run, Steps, slowed
+from agents.agreement.simulated import policy_of, simulated
 from agents.evaluate.metrics import compute
 from hrl_planner.localcluster.demo import DemoOptions, DemoResult
 from hrl_planner.localcluster.demo_watch import OBJECTS_S
