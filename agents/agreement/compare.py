@@ -20,8 +20,9 @@ import numpy as np
 
 from agents.agreement.measured import measured
 from agents.agreement.runs import Run, Steps, slowed
-from agents.agreement.simulated import policy_of, simulated
+from agents.agreement.simulated import simulated
 from agents.evaluate.metrics import compute
+from hrl_planner.kube.resources import PolicySpec
 from hrl_planner.localcluster.demo import DemoOptions, DemoResult
 from hrl_planner.localcluster.demo_watch import OBJECTS_S
 from hrl_planner.spec import ClusterSpec
@@ -163,7 +164,7 @@ def compare(demo: DemoResult, spec: ClusterSpec, options: DemoOptions, speed: fl
             simulated(
                 demo.spec,
                 demo.trace,
-                policy_of(options.policy),
+                PolicySpec.model_validate(options.policy),
                 options.seed,
                 demo.idle_s + phase * scrape_s,
             ),

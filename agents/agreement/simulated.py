@@ -1,54 +1,54 @@
 """The simulator's run of what a cluster ran: the same spec, requests, classes and policy.
 
-It begins as the cluster's does: replicas as the spec begins with, an idle cluster for as long as
-metrics look back, then the first request and the first decision of a policy that remembers nothing.
-From there planners run as the pods do: the allocator on the global clock, the scaler on the local
-one.
+It begins as the cluster's does: replicas as the spec begins with, planners in shadow mode on an
+idle cluster for as long as metrics look back, then the first request and the first plan that
+counts. Planners decide through the same `Decider`s as in their pods, the allocator on the global
+clock, the scalers on the local one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import agents.peers  # noqa: F401  (registers policies)
 from agents.agreement.runs import Ints, Run, Steps, timeline_of
 from agents.evaluate.config import GRACE_S
 from agents.evaluate.metrics import budget_violations
 from envs.simulation import SimResult, Simulation
-from hrl_planner.control.decide import QUOTA
+from hrl_planner.control.decide import YOUNG_WINDOWS
+from hrl_planner.control.decision import QUOTA, Choice, Decider
+from hrl_planner.kube.resources import PolicySpec
 from hrl_planner.localcluster.demo_watch import FIELDS, LOOK_S
-from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner import PlanContext, Policy, loop
-from hrl_planner.planner.deployed import DeployedPlanner
-from hrl_planner.planner.hierarchy import HierarchicalPlanner
-from hrl_planner.planner.policy import Plan
-from hrl_planner.planner.registry import make_policy
-from hrl_planner.planner.rule import RulePolicy
+from hrl_planner.observation import POOL_FIELDS, ClusterObservation
+from hrl_planner.planner import PlanContext, loop
+from hrl_planner.planner.loop import current_targets
+from hrl_planner.planner.policy import FloatArray, Plan
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload import Trace
 
 
-def simulated(spec: ClusterSpec, trace: Trace, policy: Policy, seed: int, idle_s: float) -> Run:
+def simulated(spec: ClusterSpec, trace: Trace, choice: PolicySpec, seed: int, idle_s: float) -> Run:
     """Simulate what the cluster did.
 
     Args:
         spec: the cluster.
         trace: the requests.
-        policy: decides from the first request on.
+        choice: of the policy.
         seed: of classes.
-        idle_s: how long metrics cover an idle cluster before.
+        idle_s: how long planners watch an idle cluster before they act and requests come.
     """
     later = replace(trace, arrival_s=trace.arrival_s + idle_s, duration_s=trace.duration_s + idle_s)
     simulation = _Watched(spec, later, seed=seed)
-    simulation.advance_to(idle_s)
-    policy.reset(PlanContext(_as_resources_say(spec), seed=seed))
-    loop.run(simulation, policy, later.duration_s)
+    planners = _Planners(_as_resources_say(spec), choice)
+    while simulation.now_s < idle_s - 1e-9:
+        planners.watch(simulation.observe())
+        simulation.advance_to(min(simulation.now_s + planners.interval_s, idle_s))
+    planners.activate()
+    loop.run(simulation, planners, later.duration_s)
     simulation.finish(GRACE_S)
     t_s, fields = simulation.timeline(idle_s)
     within = (t_s >= 0.0) & (t_s <= trace.duration_s)
@@ -59,32 +59,51 @@ def simulated(spec: ClusterSpec, trace: Trace, policy: Policy, seed: int, idle_s
     return Run("simulator", result, quota, _placed(result), over, timeline.size)
 
 
-def policy_of(choice: dict[str, Any]) -> Policy:
-    """Return the policy that planner pods with this choice run between them."""
-    if choice.get("checkpoint") is not None:
-        return DeployedPlanner(Path(choice["checkpoint"]))
-    allocator, scaler = make_policy(choice["allocator"]), _WholeQuota()
-    if choice["scaler"] == QUOTA:
-        return HierarchicalPlanner(allocator, scaler)
-    local = make_policy(choice["scaler"])
-    if isinstance(local, RulePolicy):
-        local.within_quota = True
-    return HierarchicalPlanner(allocator, local)
+class _Planners:
+    """Both levels as the pods run them, with the pods' own deciders, on one clock."""
 
+    name = "planners"
 
-class _WholeQuota:
-    """The local planner that asks for all it may have."""
+    def __init__(self, spec: ClusterSpec, choice: PolicySpec) -> None:
+        self.interval_s = spec.intervals.local_s
+        self._spec = spec
+        self._allocator, self._scaler = Decider(), Decider()
+        self._choices = Choice.of(choice, "allocator"), Choice.of(choice, "scaler")
+        self._releases_at_once = choice.scaler == QUOTA and choice.checkpoint is None
+        self._next_s = -np.inf
+        self._quotas: Ints = np.zeros(len(spec.pools), np.int64)
 
-    name = QUOTA
-    interval_s = 10.0
+    def watch(self, observation: ClusterObservation) -> FloatArray | None:
+        """Plan without consequence, as in shadow mode; without quotas scalers are not asked."""
+        spec, choice, now_s = self._spec, self._choices[0], observation.now_s
+        if now_s >= self._next_s - 1e-9:
+            self._next_s = now_s + spec.intervals.global_s
+            plan = self._allocator.decide(spec, choice, observation).plan
+            self._quotas = plan.replicas if plan.quotas is None else plan.quotas
+            return plan.flows
+        heard = self._allocator.listen(spec, choice, observation)
+        return None if heard is None else heard.plan.flows
+
+    def activate(self) -> None:
+        """Plan at the next look: the group has been changed."""
+        self._next_s = -np.inf
 
     def reset(self, context: PlanContext) -> None:
-        """Take the clock of the spec."""
-        self.interval_s = context.spec.intervals.local_s
+        """Nothing: memory begins in shadow mode."""
 
     def decide(self, observation: ClusterObservation) -> Plan:
-        """Return the quotas as targets."""
-        return Plan(observation.pool_field("quota").astype(np.int64))
+        """Let the allocator plan or listen, then the scalers move within the quotas."""
+        flows = self.watch(observation)
+        pools = observation.pools.copy()
+        pools[:, POOL_FIELDS.index("quota")] = self._quotas
+        seen = replace(observation, pools=pools)
+        wanted = self._scaler.decide(self._spec, self._choices[1], seen).plan.replicas
+        age_s = observation.now_s - self._scaler.made_s
+        if not self._releases_at_once and age_s < YOUNG_WINDOWS * self._spec.intervals.window_s:
+            has = np.minimum(current_targets(observation), self._quotas)
+            wanted = np.maximum(wanted, has)
+        replicas = np.minimum(wanted, self._quotas)
+        return Plan(replicas, flows, quotas=self._quotas)
 
 
 def _as_resources_say(spec: ClusterSpec) -> ClusterSpec:
