@@ -84,8 +84,8 @@ def test_planners_and_router_are_pods_with_an_account_each(demo: DemoResult):
 
 def test_the_simulator_does_the_same_with_the_same(agreement: Agreement):
     """A local interval of patience, 5 points of attainment; a busy machine is late now and then."""
-    for cluster, simulator in agreement.attainment.values():
-        assert abs(cluster - simulator) <= 5.0
+    for one in agreement.attainment.values():
+        assert abs(one.cluster - one.simulator) <= 5.0
     assert max(one.apart for one in agreement.trajectories) <= 0.1, agreement.findings
 
 
