@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ pytest.importorskip("kubernetes")
 from kubernetes import client
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
+from hrl_planner.control.decision_log import DecisionLog
 from hrl_planner.control.fleet import Planners
+from hrl_planner.control.instruments import Instruments
 from hrl_planner.control.pods import PodCounts
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.control.run import Key
@@ -75,6 +78,7 @@ class Picture:
     """What there was when it was taken, for a planner whose watches have stopped."""
 
     def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._group = connector.group(SPEC.name)
         self._pools = connector.pools()
         refs = [pool.spec.scale_target_ref for pool in self._pools.pools]
@@ -96,6 +100,9 @@ class Picture:
 
     def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
         return self._pods[selector]
+
+    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
+        return self._connector.pods(selector, per_replica)
 
 
 def test_planners_with_old_news_grant_nothing_that_is_not_free_now(
@@ -193,9 +200,12 @@ def test_lists_come_in_pages(
 def serving(plane: ControlPlane, namespace: str, keys: list[Key] | None = None) -> Iterator[Log]:
     connector = Connector(plane.client(), namespace)
     planners = Planners(connector, NoMetrics(), settle_s=0.0)
-    service = Service(connector, planners, plane.kubeconfig, keys)
     log = Log()
-    thread = threading.Thread(target=service.run, args=(log, 0))
+    decisions = DecisionLog(logging.StreamHandler(log), "test", namespace)
+    service = Service(
+        connector, planners, plane.kubeconfig, keys, log=decisions, instruments=Instruments()
+    )
+    thread = threading.Thread(target=service.run, args=("127.0.0.1", 0))
     thread.start()
     try:
         yield log
@@ -208,7 +218,8 @@ class Log(io.StringIO):
     """A decision log."""
 
     def names(self) -> set[str]:
-        return {json.loads(line)["name"] for line in self.getvalue().splitlines()}
+        lines = map(json.loads, self.getvalue().splitlines())
+        return {line["name"] for line in lines if line["kind"] == "round"}
 
 
 def leases(admin: client.ApiClient, namespace: str) -> set[str]:
@@ -263,3 +274,15 @@ def test_a_planner_of_one_pool_watches_only_what_it_needs(
         patch_pool(admin, namespace, name, {"quota": 2})
         until(lambda: Connector(admin, namespace).pool(name).status.reserved == 2)
     assert log.names() == {name}
+
+
+def test_pods_among_thousands_are_found_as_they_are_now(
+    admin: client.ApiClient, namespace: str
+) -> None:
+    """Whether the API server's memory is new enough or not, what was made before is seen."""
+    core, connector = client.CoreV1Api(admin), Connector(admin, namespace)
+    until(lambda: connector.pods(f"app={SPEC.pools[0].name}").held == 1)
+    for index in range(3):
+        body: Any = {"metadata": {"name": f"pod-{index}", "labels": {"app": "many"}}}
+        core.create_namespaced_pod(namespace, body | {"spec": pod_spec(["true"], "H100")})
+        assert connector.pods("app=many", crowded=True).starting == index + 1

@@ -113,7 +113,7 @@ def test_an_overlay_for_dynamo_scales_and_permits_adapters_and_no_deployments() 
         f"small-{pool.name}" for pool in SPEC.pools
     }
     graphs = [rule for rule in rules if rule["resources"] == ["dynamographdeployments"]]
-    assert {verb for rule in graphs for verb in rule["verbs"]} == {"get"}
+    assert {verb for rule in graphs for verb in rule["verbs"]} == {"get", "list", "watch"}
 
 
 def test_planners_only_decide_until_the_component_active_says_otherwise() -> None:
@@ -200,6 +200,14 @@ def test_the_routers_config_map_is_a_config_the_router_reads(tmp_path: Path) -> 
     read = RouterConfig.load(tmp_path / "router.yaml")
     assert read.cluster() == SPEC
     assert read.discovery.kind == "kubernetes"
+
+
+def test_the_demo_counts_tokens_as_its_mock_engines_do(tmp_path: Path) -> None:
+    made = render(DEPLOY / "overlays" / "demo")
+    config = next(each for each in made if each["kind"] == "ConfigMap")
+    for name, text in config["data"].items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert RouterConfig.load(tmp_path / "router.yaml").tokenizer.kind == "words"
 
 
 def test_another_config_starts_another_router() -> None:

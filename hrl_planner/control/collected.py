@@ -11,11 +11,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Target
+from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Source, Target
 from hrl_planner.observation import ClusterObservation, Float64Array
 from hrl_planner.router.discovery import Discovery, Worker
 from hrl_planner.spec import ClusterSpec
@@ -36,14 +35,20 @@ class CollectedMetrics:
         discovery: tells the workers of all pools.
         routers: `ip:port` of the routers' metrics, for what only they know of classes.
         listen_s: how long the first look at a cluster listens; rates take two pages at least.
+        source: makes who asks the workers.
     """
 
     def __init__(
-        self, discovery: Discovery, routers: Sequence[str] = (), listen_s: float = 0.0
+        self,
+        discovery: Discovery,
+        routers: Sequence[str] = (),
+        listen_s: float = 0.0,
+        source: Callable[[], Source] = PageSource,
     ) -> None:
         """See the class."""
         self._discovery = discovery
         self._listen_s = listen_s
+        self._source = source
         self._known_once = asyncio.Event()
         self._routers = [Target(address, address) for address in routers]
         self._loop = asyncio.new_event_loop()
@@ -64,24 +69,30 @@ class CollectedMetrics:
         self._thread.join()
         self._loop.close()
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         """Return rows per pool and per SLO class, see `PoolMetrics`."""
-        seen = self._wait_for(self._look(spec))
+        seen = self._wait_for(self._look(spec, serving))
         return seen.pools, seen.classes
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_S)
 
-    async def _look(self, spec: ClusterSpec) -> ClusterObservation:
+    async def _look(self, spec: ClusterSpec, serving: Mapping[str, int]) -> ClusterObservation:
         await self._forget()
         listening = self._listening.get(spec.name)
         if listening is None or (spec is not listening.spec and spec != listening.spec):
-            listening = _Listening(spec, self._workers.values(), self._routers, self._listen_s)
+            listening = _Listening(
+                spec, self._workers.values(), self._routers, self._listen_s, self._source()
+            )
             before = self._listening.get(spec.name)
             self._listening[spec.name] = listening
             if before is not None:
                 await before.close()
-        return await listening.look()
+        if not self._known_once.is_set():  # no pool is known to have no workers
+            serving = {name: max(count, 1) for name, count in serving.items()}
+        return await listening.look(serving)
 
     async def _forget(self) -> None:
         """End listening to groups that nobody plans for any more."""
@@ -92,9 +103,14 @@ class CollectedMetrics:
 
     async def _follow_in_background(self) -> None:
         self._following = asyncio.create_task(self._follow())
-        try:
-            await asyncio.wait_for(self._known_once.wait(), _FIRST_S)
-        except TimeoutError:
+        known = asyncio.create_task(self._known_once.wait())
+        done, _ = await asyncio.wait(
+            {self._following, known}, timeout=_FIRST_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        known.cancel()
+        if self._following in done:
+            self._following.result()  # it never ends but by an error
+        elif not done:
             log.warning("no workers are known after %g s", _FIRST_S)
 
     async def _follow(self) -> None:
@@ -143,27 +159,25 @@ class _Listening:
         workers: Collection[PoolWorker],
         routers: Collection[Target],
         listen_s: float,
+        source: Source,
     ) -> None:
         self.spec = spec
         self.looked_s = time.monotonic()
-        self._collector = Collector(spec, PageSource())
+        self._collector = Collector(spec, source)
         self.watch(workers, routers)
         self._began = asyncio.create_task(self._begin(listen_s))
 
     def watch(self, workers: Collection[PoolWorker], routers: Collection[Target]) -> None:
         """Say who serves now."""
-        pools = {pool.name for pool in self.spec.pools}
-        # How many serve and start, planners know from the API server and put in themselves; here
-        # it matters only that a pool whose workers are known is not one nobody told of.
-        seen = Counter(worker.pool for worker in workers if worker.pool in pools)
-        self._replicas = {name: Replicas(0, 0, seen[name]) for name in pools}
         self._collector.watch(workers, routers)
 
-    async def look(self) -> ClusterObservation:
+    async def look(self, serving: Mapping[str, int]) -> ClusterObservation:
         """Return what is known; the first looks wait for the first pages."""
         self.looked_s = time.monotonic()
         await asyncio.wait({self._began})
-        return self._collector.observe(self._replicas)
+        # What else is known of replicas, planners put in themselves.
+        replicas = {pool.name: Replicas(0, 0, serving[pool.name]) for pool in self.spec.pools}
+        return self._collector.observe(replicas)
 
     async def close(self) -> None:
         """Stop asking."""
