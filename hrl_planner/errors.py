@@ -12,6 +12,7 @@
       EngineError     a mock engine was asked for something that cannot be
       LoadError       a load run was misdescribed, or nothing answers
       KubeError       the API server refused, or lacks what a planner needs
+      DecisionLogError  a decision log holds no decision, or one that cannot be asked for again
       ManifestError   a cluster spec cannot be installed on Kubernetes as it is
       LocalClusterError  a cluster on this machine cannot be started, or died
 
@@ -67,6 +68,10 @@ class LoadError(HrlPlannerError):
 
 class KubeError(HrlPlannerError):
     """The API server refused, or lacks a resource or a permission that a planner needs."""
+
+
+class DecisionLogError(HrlPlannerError):
+    """A decision log holds no decisions, or was asked for something it cannot answer."""
 
 
 class LocalClusterError(HrlPlannerError):

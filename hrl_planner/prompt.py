@@ -8,6 +8,7 @@ jinja2's sandbox. Images and other parts that are not text count as no tokens.
 `Tokenizer.prompt_ids` calls `encode_batch_fast`, which releases the GIL; `encode` does not. 8,192
 tokens (32,000 characters) take 5 ms and a hop to a thread and back 0.05 ms, so `prompt_ids_async`
 uses a thread from 4,000 characters (0.6 ms) on (benchmarks/bench_router_kv.py measures both).
+`WordTokenizer` keeps the GIL, so no thread would help it.
 
 Whatever is wrong with the body is a ValueError whose text can be the `message` of an OpenAI error.
 """
@@ -27,6 +28,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import numpy as np
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -50,7 +52,7 @@ async def prompt_ids_async(
     tokenizer: PromptTokenizer, body: Body, executor: Executor | None = None
 ) -> list[int]:
     """`tokenizer.prompt_ids(body)`, in a thread where the prompt is long enough to be felt."""
-    if prompt_chars(body) < THREAD_FROM_CHARS:
+    if isinstance(tokenizer, WordTokenizer) or prompt_chars(body) < THREAD_FROM_CHARS:
         return tokenizer.prompt_ids(body)
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(executor, tokenizer.prompt_ids, body)
@@ -228,7 +230,9 @@ class WordTokenizer:
             words = prompt_text(body).encode().split()
         except UnicodeEncodeError as error:
             raise ValueError("Invalid prompt: the text is not valid Unicode.") from error
-        return [zlib.crc32(word) % self._vocabulary for word in words]
+        checksums = np.fromiter(map(zlib.crc32, words), np.int64, len(words))
+        of_words: list[int] = (checksums % self._vocabulary).tolist()
+        return of_words
 
 
 # --- Chat templates -------------------------------------------------------------------------------

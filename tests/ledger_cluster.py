@@ -159,6 +159,9 @@ class Cluster:
         elif name in self.world.pools:
             self.world.touch_pool(name)
 
+    def neighbour_is_scaled(self, name: str) -> None:
+        self.world.touch_neighbour(name)
+
     def pool_comes_or_goes(self, name: str) -> None:
         pool = self.world.pools.get(name)
         if pool is None:
@@ -281,6 +284,7 @@ class Cluster:
                 lambda: self.local_looks(name(), 1, one(*watches), one(True, True, False)),
                 lambda: self.wish.update({name(): few()}),
                 lambda: self.controller_acts(name(), one(True, False)),
+                lambda: self.neighbour_is_scaled(name()),
             ]
         if hands:
             kinds += [

@@ -100,6 +100,12 @@ class World:
         seen, later = self.backlog[name]
         self.backlog[name] = Backlog(seen, (*later, replicas))
 
+    def touch_neighbour(self, name: str) -> None:
+        """Scale another target that shares its object with this one, as components of a DGD do."""
+        version = str(self.next_version())
+        target = self.targets[name]
+        self.targets[name] = Target(target.replicas, version, f"generation {version}")
+
     def touch_pool(self, name: str, **changes: object) -> None:
         pool = self.pools[name]._replace(**changes)  # type: ignore[arg-type]
         self.pools[name] = pool._replace(version=self.next_version())
@@ -284,16 +290,17 @@ class LocalPlanner:
         if what in ("all", "target"):
             self.look(world)
 
-    def look(self, world: World) -> None:
+    def look(self, world: World, *, pods: bool = True) -> None:
         self.target = world.targets[self.name]
-        self.pods = world.pods[self.name]
+        if pods:
+            self.pods = world.pods[self.name]
 
     def step(self, world: World, wanted: int) -> list[Send]:
         if self.pool is None:
             return []
         step = self._next(world, wanted, fresh=False)
         if isinstance(step, ReadFresh):
-            self.look(world)
+            self.look(world, pods=self.pool.reservation.claim is None)
             step = self._next(world, wanted, fresh=True)
         if isinstance(step, WriteTarget):
             return [Send("target", self.name, int(step.version), step.replicas)]

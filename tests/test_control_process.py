@@ -63,8 +63,9 @@ def test_one_dry_round_prints_what_every_planner_would_do(
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["level"] for line in lines] == ["local"] * len(SPEC.pools) + ["global"]
-    assert set(lines[-1]["plan"]["quotas"]) == {pool.name for pool in SPEC.pools}
+    rounds = [line for line in lines if line["kind"] == "round"]
+    assert [line["level"] for line in rounds] == ["local"] * len(SPEC.pools) + ["global"]
+    assert set(rounds[-1]["decision"]["replicas"]) == {pool.name for pool in SPEC.pools}
 
 
 def test_a_group_that_does_not_exist_is_one_line_and_status_2(
@@ -86,8 +87,9 @@ def test_a_planner_told_to_stop_ends_and_leaves_its_lease_to_the_next(
     with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
+            cluster: dict[str, Any] = json.loads(process.stdout.readline())
             first: dict[str, Any] = json.loads(process.stdout.readline())
-            assert first["level"] == "global"
+            assert (first["level"], first["decision"]["cluster"]) == ("global", cluster["hash"])
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
         finally:

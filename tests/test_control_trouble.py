@@ -5,7 +5,13 @@ Each test breaks one thing among four pools that are planned for, on a real API 
 
 from __future__ import annotations
 
+import json
 import logging
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -453,7 +459,24 @@ def let_go_of_all_pools(admin: client.ApiClient) -> None:
                 raise
 
 
-def test_missing_definitions_are_named_and_found_once_installed(
+def ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        return False
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_missing_definitions_are_named_and_a_planner_begins_once_they_are_installed(
     control_plane: ControlPlane, admin: client.ApiClient
 ) -> None:
     let_go_of_all_pools(admin)
@@ -472,6 +495,30 @@ def test_missing_definitions_are_named_and_found_once_installed(
         with pytest.raises(MissingDefinitionError, match="version v2, and this planner reads"):
             planner.round()
         remove(admin, other)
-        install_definitions(admin)
-        create_objects(client.CustomObjectsApi(admin), SPEC, namespace, allocator="static")
+
+        port = unused_port()
+        where = [f"--namespace={namespace}", f"--kubeconfig={control_plane.kubeconfig}"]
+        command = [
+            sys.executable, "-m", "hrl_planner.cli", "plan", "all", "--no-metrics",
+            f"--health-port={port}", *where,
+        ]  # fmt: skip
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stderr is not None
+                lines = iter(process.stderr.readline, "")
+                said = next(line for line in lines if "is not installed" in line)
+                assert "hrl-planner crds | kubectl apply -f -" in said
+                assert not ready(port)
+                install_definitions(admin)
+                create_objects(client.CustomObjectsApi(admin), SPEC, namespace, allocator="static")
+                assert json.loads(process.stdout.readline())["level"] in ("global", "local")
+                while not ready(port):
+                    pass
+            finally:
+                process.terminate()
+                _, rest = process.communicate(timeout=30)
+        assert "cannot tell which planners there should be" not in rest  # said once
         assert planner.round().plan is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ pytest.importorskip("kubernetes")
 from kubernetes import client
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
+from hrl_planner.control.decision_log import DecisionLog
 from hrl_planner.control.fleet import Planners
+from hrl_planner.control.instruments import Instruments
 from hrl_planner.control.pods import PodCounts
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.control.run import Key
@@ -193,9 +196,12 @@ def test_lists_come_in_pages(
 def serving(plane: ControlPlane, namespace: str, keys: list[Key] | None = None) -> Iterator[Log]:
     connector = Connector(plane.client(), namespace)
     planners = Planners(connector, NoMetrics(), settle_s=0.0)
-    service = Service(connector, planners, plane.kubeconfig, keys)
     log = Log()
-    thread = threading.Thread(target=service.run, args=(log, 0))
+    decisions = DecisionLog(logging.StreamHandler(log), "test", namespace)
+    service = Service(
+        connector, planners, plane.kubeconfig, keys, log=decisions, instruments=Instruments()
+    )
+    thread = threading.Thread(target=service.run, args=("127.0.0.1", 0))
     thread.start()
     try:
         yield log
@@ -208,7 +214,8 @@ class Log(io.StringIO):
     """A decision log."""
 
     def names(self) -> set[str]:
-        return {json.loads(line)["name"] for line in self.getvalue().splitlines()}
+        lines = map(json.loads, self.getvalue().splitlines())
+        return {line["name"] for line in lines if line["kind"] == "round"}
 
 
 def leases(admin: client.ApiClient, namespace: str) -> set[str]:

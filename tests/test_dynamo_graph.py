@@ -192,3 +192,38 @@ def test_four_pools_of_one_graph_reach_their_plan_and_none_starves_another(
     if adapters:
         parts = {c["name"]: c["replicas"] for c in site.graph()["spec"]["components"]}
         assert set(parts.values()) == {1}
+
+
+def test_gpus_are_given_back_although_neighbours_in_the_graph_are_scaled_all_the_time(
+    site: Site,
+) -> None:
+    """The version of the graph changes with every neighbour; that of a pool's replicas must not."""
+    site.create("v1beta1", adapters=False)
+    rounds_until_settled(site)
+    pool, neighbour = SPEC.pools[0].name, list(NAMES.values())[3]
+    before = site.pools()[pool].spec.quota
+    assert before is not None
+    site.objects.patch_namespaced_custom_object(
+        GROUP, VERSION, site.namespace, POOLS, pool, {"spec": {"quota": before - 1}},
+        _content_type=MERGE,
+    )  # fmt: skip
+    clock = [0.0]
+    local = LocalPlanner(site.connector, pool, NoMetrics(), lambda: clock[0], settle_s=30.0)
+    reserved = []
+    for n in range(6):
+        local.round()
+        site.operate()
+        reserved.append(site.pools()[pool].status.reserved)
+        index = next(
+            i for i, c in enumerate(site.graph()["spec"]["components"]) if c["name"] == neighbour
+        )
+        path = f"/spec/components/{index}/replicas"
+        patch: Any = [{"op": "add", "path": path, "value": n % 2}]
+        site.objects.patch_namespaced_custom_object(
+            "nvidia.com", "v1beta1", site.namespace, "dynamographdeployments", "llm", patch,
+            _content_type="application/json-patch+json",
+        )  # fmt: skip
+        clock[0] += 10.0
+    assert site.asked()[NAMES[pool]] == before - 1
+    assert reserved[0] == before  # not before its controller can be relied on
+    assert reserved[-1] == before - 1

@@ -202,6 +202,14 @@ def test_the_routers_config_map_is_a_config_the_router_reads(tmp_path: Path) -> 
     assert read.discovery.kind == "kubernetes"
 
 
+def test_the_demo_counts_tokens_as_its_mock_engines_do(tmp_path: Path) -> None:
+    made = render(DEPLOY / "overlays" / "demo")
+    config = next(each for each in made if each["kind"] == "ConfigMap")
+    for name, text in config["data"].items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert RouterConfig.load(tmp_path / "router.yaml").tokenizer.kind == "words"
+
+
 def test_another_config_starts_another_router() -> None:
     def digest(spec: ClusterSpec) -> str:
         template = router_deployment(Installation(spec, "llm"))["spec"]["template"]

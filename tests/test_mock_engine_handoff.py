@@ -89,7 +89,7 @@ class TestLeases:
             "do_remote_decode": False,
             "remote_engine_id": pair[0].ports["engine_id"],
             "remote_host": "127.0.0.1",
-            "remote_port": pair[0].ports["port"],
+            "remote_port": pair[0].ports["side_channel_port"],
             "tp_size": 1,
         }
 

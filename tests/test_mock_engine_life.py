@@ -95,12 +95,17 @@ class TestLife:
                     async with session.get(running.url + "/health") as health:
                         if health.status == 503:
                             break
-                claim = {
-                    "engine_id": params["remote_engine_id"],
-                    "request_id": params["remote_request_id"],
-                }
-                async with session.post(running.url + "/kv_transfer/claim", json=claim) as answer:
-                    assert answer.status == 200
+                assert await claim(params) is True
+                assert await claim(params) is False  # once
+
+            async def claim(params: Any) -> Any:
+                where = params["remote_host"], params["remote_port"]
+                reader, writer = await asyncio.open_connection(*where)
+                wanted = [params["remote_engine_id"], params["remote_request_id"]]
+                writer.write(json.dumps(wanted).encode() + b"\n")
+                answer = json.loads(await reader.readline())
+                writer.close()
+                return answer
 
             client(use)
             assert running.wait() == 0

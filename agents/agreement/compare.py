@@ -1,9 +1,10 @@
 """How far two runs of the same agree: attainment by class, replicas over time.
 
 Trajectories are compared with patience: a planner's clock on the cluster has a phase of its own, so
-a step may come up to one local interval sooner or later. At a moment the runs agree on a pool when
-its replicas on the cluster lie between the least and the most that the simulator has within that
-interval around. What is left is the share of time they do not, and the longest time in a row.
+a step may come up to one local interval sooner or later, and the watcher sees it a moment after. At
+a moment the runs agree on a pool when its replicas on the cluster lie between the least and the
+most that the simulator has within that time around. What is left is the share of time they do not,
+and the longest time in a row.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from agents.agreement.runs import Run, Steps, measured, policy_of, simulated, slowed
 from agents.evaluate.metrics import compute
 from hrl_planner.localcluster.demo import DemoOptions, DemoResult
+from hrl_planner.localcluster.demo_watch import OBJECTS_S
 from hrl_planner.spec import ClusterSpec
 
 ATTAINMENT_POINTS = 5.0
@@ -73,7 +75,7 @@ class Agreement:
     @property
     def tolerance_s(self) -> float:
         """How much sooner or later a step may come."""
-        return self.spec.intervals.local_s
+        return _tolerance_s(self.spec)
 
     @property
     def findings(self) -> list[tuple[bool, str]]:
@@ -152,8 +154,12 @@ def _words(options: DemoOptions) -> str:
     return f"{policy['allocator']} with {policy['scaler']}"
 
 
+def _tolerance_s(spec: ClusterSpec) -> float:
+    return spec.intervals.local_s + OBJECTS_S
+
+
 def _trajectory(spec: ClusterSpec, pool: int, field: str, real: Run, model: Run) -> Trajectory:
-    slack_s, end_s = spec.intervals.local_s, real.result.duration_s
+    slack_s, end_s = _tolerance_s(spec), real.result.duration_s
     grid = np.arange(0.0, end_s, _GRID_S)
     seen = real.replicas(field).at(grid)[:, pool]
     low, high = envelope(model.replicas(field), pool, grid, slack_s)

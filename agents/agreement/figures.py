@@ -9,6 +9,7 @@ import numpy as np
 from agents.agreement.runs import Run, Steps
 from agents.evaluate.figures import Figure, axis_name, columns, rows
 from agents.evaluate.theme import axis, layout, panel_title, pool_order
+from hrl_planner.localcluster.demo_watch import NO_QUOTA
 from hrl_planner.spec import ClusterSpec
 
 _WIDE = 2
@@ -74,5 +75,5 @@ def _line(steps: Steps, pool: int, end_s: float) -> dict[str, Any]:
     kept[1:] = values[1:] != values[:-1]
     kept &= steps.t_s <= end_s
     t_s = [round(float(t), 2) for t in steps.t_s[kept]]
-    shown = values[kept].tolist()
+    shown = [None if value == NO_QUOTA else value for value in values[kept].tolist()]
     return {"type": "scatter", "mode": "lines", "x": [*t_s, end_s], "y": [*shown, shown[-1]]}

@@ -25,7 +25,7 @@ from agents.evaluate.config import GRACE_S
 from agents.evaluate.metrics import STATUS_REJECTED, budget_violations
 from envs.kernel.layout import FINISHED, SAMPLE_FIELDS
 from envs.simulation import SimResult, Simulation
-from hrl_planner.control.decide import QUOTA
+from hrl_planner.control.decision import QUOTA
 from hrl_planner.load.result import REJECTED_STATUS
 from hrl_planner.localcluster.demo import DemoResult
 from hrl_planner.localcluster.demo_watch import FIELDS, LOOK_S

@@ -73,6 +73,12 @@ def create(admin: client.ApiClient, namespace: str, groups: int) -> None:
         group["spec"]["policy"] |= _POLICY
         for plural, item in [(GROUP_PLURAL, group), *((POOLS, pool) for pool in pools)]:
             objects.create_namespaced_custom_object(GROUP, VERSION, namespace, plural, item)
+        for pool in pools:
+            # As planners leave it that have been running: every pool was counted once.
+            objects.patch_namespaced_custom_object_status(
+                GROUP, VERSION, namespace, POOLS, pool["metadata"]["name"],
+                {"status": {"reserved": REPLICAS}}, _content_type="application/merge-patch+json",
+            )  # fmt: skip
 
 
 def server_counts(plane: ControlPlane) -> Counter[str]:
@@ -191,6 +197,7 @@ def report(
         "requests": dict(requests.most_common()),
         "own_resources_by_client": sum(ours.values()),
         "own_resources_by_server": sum(theirs.values()),
+        "by_server": dict(Counter(theirs).most_common()),
         "rescaled": sum(" -> " in w for x in lines for w in x["written"] if x["level"] == "local"),
         "quotas": sum("quota" in w for x in lines for w in x["written"] if x["level"] == "global"),
         "errors": sum(bool(line["error"]) for line in lines),

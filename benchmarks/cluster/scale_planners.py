@@ -24,9 +24,11 @@ from kubernetes.client import rest
 
 from benchmarks.cluster.scale_traffic import Traffic
 from hrl_planner.control import Connector
+from hrl_planner.control.decision_log import DecisionLog, to_stdout
 from hrl_planner.control.fleet import Planners
+from hrl_planner.control.instruments import Instruments
 from hrl_planner.control.run import Key, Planner
-from hrl_planner.control.serve import Service
+from hrl_planner.control.serve import Service, this_process
 from hrl_planner.control.watched import Reader
 from hrl_planner.kube.access import blocking_client
 
@@ -111,7 +113,8 @@ def main() -> None:
     count_requests()
     connector = Connector(blocking_client(kubeconfig), namespace)
     planners = TimedPlanners(connector)
-    service = Service(connector, planners, kubeconfig, None)
+    log = DecisionLog(to_stdout(), this_process(), namespace)
+    service = Service(connector, planners, kubeconfig, None, log=log, instruments=Instruments())
     stop = threading.Event()
 
     def tell() -> None:
@@ -129,7 +132,7 @@ def main() -> None:
     teller = threading.Thread(target=tell)
     teller.start()
     signal.signal(signal.SIGTERM, lambda *_: service.stop())
-    service.run(sys.stdout, 0)
+    service.run("127.0.0.1", 0)
     stop.set()
     teller.join()
 

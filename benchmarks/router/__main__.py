@@ -56,10 +56,13 @@ def _dynamo(args: argparse.Namespace) -> Figures:
     print(
         f"Dynamo's path (ai-dynamo {theirs.version}): {best.requests_rps:.1f} requests/s, "
         f"{best.tokens_per_s:,.0f} tokens/s, {best.failed} failed, "
-        f"{best.stack_ms_per_request:.1f} ms of processor per request"
+        f"{best.stack_ms_per_request:.1f} ms of processor per request, "
+        f"{best.engines_ms_per_request:.1f} of it the engines'"
     )
     return {
         "dynamo_path_ratio": ours.requests_rps / best.requests_rps,
+        "dynamo_path_cpu_ratio": best.stack_ms_per_request / ours.stack_ms_per_request,
+        "dynamo_path_routers_cpu_ratio": best.routers_ms_per_request / ours.routers_ms_per_request,
         "dynamo_path_rps": best.requests_rps,
         "same_load_rps": ours.requests_rps,
     }

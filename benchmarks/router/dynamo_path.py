@@ -117,14 +117,20 @@ def measure(
         return found
     python, version = found
     with serving(python) as (stack, url):
+
+        def engines_cpu_s() -> float:
+            return stack.cpu_s("worker-")
+
         low = steady(
             url, MODEL, Shape(api="chat", classes=CLASSES, seed=1),
-            rate_rps=low_rate_rps, duration_s=duration_s, cpu_s=stack.cpu_s,
+            rate_rps=low_rate_rps, duration_s=duration_s,
+            cpu_s=stack.cpu_s, engines_cpu_s=engines_cpu_s,
         )  # fmt: skip
         closed = {
             n: closed_loop(
                 url, MODEL, Shape(api="chat", classes=CLASSES, seed=n),
-                concurrency=n, duration_s=duration_s, cpu_s=stack.cpu_s,
+                concurrency=n, duration_s=duration_s,
+                cpu_s=stack.cpu_s, engines_cpu_s=engines_cpu_s,
             )
             for n in concurrencies
         }  # fmt: skip

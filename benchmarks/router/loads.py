@@ -47,6 +47,7 @@ class Measured:
         client_cores: processor time of the client over the run's time.
         stack_cores: that of the programs under measurement; NaN where not measured.
         stack_ms_per_request: their processor time per request.
+        engines_ms_per_request: that of the engines among them; NaN where not measured.
         first_error: in words, empty without failures.
     """
 
@@ -61,7 +62,13 @@ class Measured:
     client_cores: float
     stack_cores: float
     stack_ms_per_request: float
+    engines_ms_per_request: float
     first_error: str
+
+    @property
+    def routers_ms_per_request(self) -> float:
+        """Processor time per request of all that lies between client and engine."""
+        return self.stack_ms_per_request - self.engines_ms_per_request
 
     def __str__(self) -> str:
         """One line for people."""
@@ -73,6 +80,8 @@ class Measured:
         )
         if not np.isnan(self.stack_cores):
             text += f", stack {self.stack_cores:.2f} ({self.stack_ms_per_request:.1f} ms/request)"
+        if not np.isnan(self.engines_ms_per_request):
+            text += f", {self.engines_ms_per_request:.1f} of it the engines'"
         return text + (f", {self.failed} failed: {self.first_error[:120]}" if self.failed else "")
 
 
@@ -106,6 +115,7 @@ def closed_loop(
     concurrency: int,
     duration_s: float | None = None,
     cpu_s: Callable[[], float] | None = None,
+    engines_cpu_s: Callable[[], float] | None = None,
 ) -> Measured:
     """Keep so many requests on their way.
 
@@ -117,11 +127,13 @@ def closed_loop(
         duration_s: no request is sent after that; those on their way finish and count. None
             sends `concurrency` requests, all at once.
         cpu_s: processor time so far of what is measured.
+        engines_cpu_s: of the engines in it.
     """
     offered = _offered(np.zeros(len(shape.classes)), shape)
     requests = concurrency if duration_s is None else None
     loop = Closed(concurrency, requests, duration_s)
-    return _measure(url, model, shape, offered, LoadOptions(loop=loop, seed=shape.seed), cpu_s)
+    options = LoadOptions(loop=loop, seed=shape.seed)
+    return _measure(url, model, shape, offered, options, cpu_s, engines_cpu_s)
 
 
 def steady(
@@ -132,10 +144,12 @@ def steady(
     rate_rps: float,
     duration_s: float,
     cpu_s: Callable[[], float] | None = None,
+    engines_cpu_s: Callable[[], float] | None = None,
 ) -> Measured:
     """Send requests at a constant rate, for latencies without queues; see `closed_loop`."""
     offered = _offered(np.arange(0.0, duration_s, 1.0 / rate_rps), shape)
-    return _measure(url, model, shape, offered, LoadOptions(seed=shape.seed), cpu_s)
+    options = LoadOptions(seed=shape.seed)
+    return _measure(url, model, shape, offered, options, cpu_s, engines_cpu_s)
 
 
 def _offered(arrival_s: Floats, shape: Shape) -> Offered:
@@ -152,16 +166,19 @@ def _measure(
     shape: Shape,
     offered: Offered,
     options: LoadOptions,
-    cpu_s: Callable[[], float] | None,
+    cpu_s: Callable[[], float] | None = None,
+    engines_cpu_s: Callable[[], float] | None = None,
 ) -> Measured:
-    before_s = cpu_s() if cpu_s is not None else np.nan
+    clocks = [clock or (lambda: np.nan) for clock in (cpu_s, engines_cpu_s)]
+    before_s = [clock() for clock in clocks]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         result = runner.run(replay(offered, Target(url, model, shape.api), options))
-    used_s = cpu_s() - before_s if cpu_s is not None else np.nan
-    return measured(result, used_s)
+    return measured(result, *(clock() - b for clock, b in zip(clocks, before_s, strict=True)))
 
 
-def measured(result: LoadResult, stack_cpu_s: float = np.nan) -> Measured:
+def measured(
+    result: LoadResult, stack_cpu_s: float = np.nan, engines_cpu_s: float = np.nan
+) -> Measured:
     """What is kept of a run."""
     summary = summarise(result)
     total = {name: float(v) for name, v in summary.total.items() if not isinstance(v, str)}
@@ -177,6 +194,7 @@ def measured(result: LoadResult, stack_cpu_s: float = np.nan) -> Measured:
         client_cores=result.client.cpu_share,
         stack_cores=stack_cpu_s / result.wall_s,
         stack_ms_per_request=1e3 * stack_cpu_s / len(result),
+        engines_ms_per_request=1e3 * engines_cpu_s / len(result),
         first_error=next(iter(summary.errors.values()), ""),
     )
 
@@ -201,7 +219,7 @@ def short_requests_rps(
         return _wrk_rps(url, body, concurrency, duration_s)
     shape = Shape(isl=isl, osl=1)
     options = LoadOptions(loop=Closed(concurrency, duration_s=duration_s), stream=False)
-    return _measure(url, model, shape, _offered(np.zeros(1), shape), options, None).requests_rps
+    return _measure(url, model, shape, _offered(np.zeros(1), shape), options).requests_rps
 
 
 def _wrk_rps(url: str, body: str, concurrency: int, duration_s: float) -> float:

@@ -77,9 +77,11 @@ class Stack(AbstractContextManager["Stack"]):
         words = "\n".join(f"{name}: {self._last_words(name)}" for name in self._running)
         raise StartError(f"{what} within {timeout_s:.0f} s\n{words}")
 
-    def cpu_s(self) -> float:
-        """Processor time of all processes so far, their threads included."""
-        return sum(cpu_s(process.pid) for process in self._running.values())
+    def cpu_s(self, prefix: str = "") -> float:
+        """Processor time so far of all processes with such names, their threads included."""
+        return sum(
+            cpu_s(process.pid) for name, process in self._running.items() if name.startswith(prefix)
+        )
 
     def _last_words(self, name: str) -> str:
         text = (self._folder / f"{name}.log").read_text(errors="replace").strip()

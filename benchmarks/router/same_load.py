@@ -54,8 +54,8 @@ async def measure(
         try:
             await engines.start()
             async with local_router(config, folder) as router:
-                pids = [w.process.pid for w in engines.workers.values()]
-                pids += (await router.children()).values()
+                of_engines = [worker.process.pid for worker in engines.workers.values()]
+                pids = [*of_engines, *(await router.children()).values()]
                 return {
                     n: await asyncio.to_thread(
                         closed_loop,
@@ -65,6 +65,7 @@ async def measure(
                         concurrency=n,
                         duration_s=duration_s,
                         cpu_s=lambda: sum(map(cpu_s, pids)),
+                        engines_cpu_s=lambda: sum(map(cpu_s, of_engines)),
                     )
                     for n in concurrencies
                 }
@@ -85,7 +86,8 @@ def main() -> Measured:
             f"our path, {n:3} at a time: {run.requests_rps:6.1f} requests/s, "
             f"{run.tokens_per_s:7,.0f} tokens/s, {run.failed} failed {run.first_error}, "
             f"TTFT p50 {run.ttft_p50_ms:.0f} ms, {run.stack_ms_per_request:.1f} ms of processor "
-            f"per request, client {run.client_cores:.2f} cores"
+            f"per request, {run.engines_ms_per_request:.1f} of it the engines', "
+            f"client {run.client_cores:.2f} cores"
         )
     return saturated(runs)
 

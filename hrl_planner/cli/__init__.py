@@ -27,6 +27,7 @@ from hrl_planner.cli import (
     mock_engine,
     plan,
     profile,
+    replay_log,
     router,
     simulate,
     trace,
@@ -110,6 +111,7 @@ app.command()(load.load)
 app.command("kube-binaries")(kube_binaries.kube_binaries)
 app.command()(crds.crds)
 app.command()(manifests.manifests)
+app.command()(replay_log.replay_log)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(plan.app, name="plan")

@@ -167,7 +167,7 @@ def _view(watch: Watch) -> RenderableType:
     held = dict.fromkeys(watch.spec.budget.gpus, 0)
     for index, pool in enumerate(watch.spec.pools):
         now = watch.now(index)
-        table.add_row(pool.name, *map(str, now.values()))
+        table.add_row(pool.name, *("-" if n < 0 else str(n) for n in now.values()))
         replicas = now["ready"] + now["starting"] + now["draining"]
         held[pool.gpu_type] += replicas * pool.gpus_per_replica
     budget = watch.spec.budget.gpus

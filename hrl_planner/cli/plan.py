@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from hrl_planner.collect import Source
+    from hrl_planner.control.decision_log import DecisionLog
     from hrl_planner.control.metrics import PoolMetrics
 
 app = typer.Typer(
@@ -23,7 +25,9 @@ Namespace = Annotated[
 ]
 Once = Annotated[bool, typer.Option("--once", help="One round, without election, then end.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
-HealthPort = Annotated[int, typer.Option(min=0, max=65535, help="Of /healthz and /readyz.")]
+HealthPort = Annotated[
+    int, typer.Option(min=0, max=65535, help="Of /healthz, /readyz and /metrics.")
+]
 HealthHost = Annotated[str, typer.Option(help="Address on which they are answered.")]
 SettleS = Annotated[
     float, typer.Option(min=0.0, help="A target's controller lags at most so many seconds.")
@@ -37,6 +41,14 @@ Routers = Annotated[
 ]
 LookS = Annotated[
     float, typer.Option(min=0.0, help="With --once or --dry-run: listen so long before the round.")
+]
+Prometheus = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Ask this server for workers' metrics instead of the pods."),
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option("--log", help="File for decisions, rotated at 64 MiB. [default: standard output]"),
 ]
 Kubeconfig = Annotated[
     Path | None,
@@ -52,6 +64,8 @@ def plan_global(
     dry_run: DryRun = False,
     metrics: Metrics = True,
     router: Routers = None,
+    prometheus: Prometheus = None,
+    log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     health_host: HealthHost = "0.0.0.0",
@@ -64,7 +78,15 @@ def plan_global(
       hrl-planner plan global --group qwen --once --dry-run
     """
     how = _How(
-        once, dry_run, (health_host, health_port), 30.0, metrics, tuple(router or ()), look_s
+        once,
+        dry_run,
+        (health_host, health_port),
+        30.0,
+        metrics,
+        tuple(router or ()),
+        look_s,
+        prometheus,
+        log,
     )
     _plan(kubeconfig, namespace, [group], [], how)
 
@@ -77,6 +99,8 @@ def plan_local(
     dry_run: DryRun = False,
     metrics: Metrics = True,
     router: Routers = None,
+    prometheus: Prometheus = None,
+    log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     health_host: HealthHost = "0.0.0.0",
@@ -90,7 +114,15 @@ def plan_local(
       hrl-planner plan local --pool decode-h200 --once --dry-run
     """
     how = _How(
-        once, dry_run, (health_host, health_port), settle_s, metrics, tuple(router or ()), look_s
+        once,
+        dry_run,
+        (health_host, health_port),
+        settle_s,
+        metrics,
+        tuple(router or ()),
+        look_s,
+        prometheus,
+        log,
     )
     _plan(kubeconfig, namespace, [], [pool], how)
 
@@ -106,6 +138,8 @@ def plan_all(
     dry_run: DryRun = False,
     metrics: Metrics = True,
     router: Routers = None,
+    prometheus: Prometheus = None,
+    log: LogFile = None,
     look_s: LookS = 20.0,
     health_port: HealthPort = 8081,
     health_host: HealthHost = "0.0.0.0",
@@ -121,7 +155,15 @@ def plan_all(
       hrl-planner plan all --namespace serving
     """
     how = _How(
-        once, dry_run, (health_host, health_port), settle_s, metrics, tuple(router or ()), look_s
+        once,
+        dry_run,
+        (health_host, health_port),
+        settle_s,
+        metrics,
+        tuple(router or ()),
+        look_s,
+        prometheus,
+        log,
     )
     _plan(kubeconfig, namespace, group or [], None, how)
 
@@ -137,6 +179,8 @@ class _How:
     metrics: bool
     routers: tuple[str, ...]
     look_s: float
+    prometheus: str | None
+    log: Path | None
 
     @property
     def one_round(self) -> bool:
@@ -153,32 +197,56 @@ def _plan(
     """Make the planners asked for (no list of pools: all of the groups) and run them."""
     import logging
     import signal
-    import sys
+    import time
+    from functools import partial
 
     from hrl_planner.control import Connector
+    from hrl_planner.control.counted_api import CountedApiClient
     from hrl_planner.control.fleet import GLOBAL, LOCAL, Planners, wanted
-    from hrl_planner.control.run import Key, write_decision
+    from hrl_planner.control.instruments import Instruments
+    from hrl_planner.control.run import Key
     from hrl_planner.control.serve import Service
     from hrl_planner.kube.access import blocking_client, own_namespace
 
-    connector = Connector(blocking_client(kubeconfig), namespace or own_namespace())
+    instruments = Instruments()
+    api = blocking_client(kubeconfig, partial(CountedApiClient, told=instruments.asked))
+    connector = Connector(api, namespace or own_namespace())
     keys = None
     if pools is not None:
         keys = [Key(LOCAL, name) for name in pools] + [Key(GLOBAL, name) for name in groups]
-    with _metrics(kubeconfig, connector.namespace, how) as metrics:
+    with (
+        _decision_log(connector.namespace, how) as log,
+        _metrics(kubeconfig, connector.namespace, how) as metrics,
+    ):
         planners = Planners(connector, metrics, settle_s=how.settle_s, dry_run=how.dry_run)
         if how.one_round:
             if keys is None:
                 keys = wanted(connector.groups(), connector.pools().pools, groups)
             for key in keys:
+                began_s = time.monotonic()
                 done = planners.make(key, connector).round()
-                write_decision(sys.stdout, key.level, key.name, done)
+                log.write(key.name, done, time.monotonic() - began_s)
             return
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-        service = Service(connector, planners, kubeconfig, keys, groups)
+        service = Service(
+            connector, planners, kubeconfig, keys, groups, log=log, instruments=instruments
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
-        service.run(sys.stdout, *how.health)
+        service.run(*how.health)
+
+
+@contextmanager
+def _decision_log(namespace: str, how: _How) -> Iterator[DecisionLog]:
+    from hrl_planner.control.decision_log import DecisionLog, to_file, to_stdout
+    from hrl_planner.control.serve import this_process
+
+    to = to_stdout() if how.log is None else to_file(how.log)
+    log = DecisionLog(to, this_process(), namespace)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 @contextmanager
@@ -191,13 +259,20 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
     if not how.metrics:
         yield NoMetrics()
         return
+    from hrl_planner.collect import PageSource, PrometheusSource
     from hrl_planner.control.collected import CollectedMetrics
     from hrl_planner.router.discovery.kubernetes import KubernetesDiscovery
 
     if kubeconfig is not None:
         os.environ["KUBECONFIG"] = str(kubeconfig)  # where discovery looks, too
     listen_s = how.look_s if how.one_round else 0.0
-    found = CollectedMetrics(KubernetesDiscovery(namespace), how.routers, listen_s)
+
+    def source() -> Source:
+        if how.prometheus is None:
+            return PageSource()
+        return PrometheusSource(how.prometheus, selector=f'namespace="{namespace}"')
+
+    found = CollectedMetrics(KubernetesDiscovery(namespace), how.routers, listen_s, source)
     found.start()
     try:
         yield found

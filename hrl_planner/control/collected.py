@@ -11,10 +11,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Target
+from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Source, Target
 from hrl_planner.observation import ClusterObservation, Float64Array
 from hrl_planner.router.discovery import Discovery, Worker
 from hrl_planner.spec import ClusterSpec
@@ -35,14 +35,20 @@ class CollectedMetrics:
         discovery: tells the workers of all pools.
         routers: `ip:port` of the routers' metrics, for what only they know of classes.
         listen_s: how long the first look at a cluster listens; rates take two pages at least.
+        source: makes who asks the workers.
     """
 
     def __init__(
-        self, discovery: Discovery, routers: Sequence[str] = (), listen_s: float = 0.0
+        self,
+        discovery: Discovery,
+        routers: Sequence[str] = (),
+        listen_s: float = 0.0,
+        source: Callable[[], Source] = PageSource,
     ) -> None:
         """See the class."""
         self._discovery = discovery
         self._listen_s = listen_s
+        self._source = source
         self._known_once = asyncio.Event()
         self._routers = [Target(address, address) for address in routers]
         self._loop = asyncio.new_event_loop()
@@ -77,7 +83,9 @@ class CollectedMetrics:
         await self._forget()
         listening = self._listening.get(spec.name)
         if listening is None or (spec is not listening.spec and spec != listening.spec):
-            listening = _Listening(spec, self._workers.values(), self._routers, self._listen_s)
+            listening = _Listening(
+                spec, self._workers.values(), self._routers, self._listen_s, self._source()
+            )
             before = self._listening.get(spec.name)
             self._listening[spec.name] = listening
             if before is not None:
@@ -151,10 +159,11 @@ class _Listening:
         workers: Collection[PoolWorker],
         routers: Collection[Target],
         listen_s: float,
+        source: Source,
     ) -> None:
         self.spec = spec
         self.looked_s = time.monotonic()
-        self._collector = Collector(spec, PageSource())
+        self._collector = Collector(spec, source)
         self.watch(workers, routers)
         self._began = asyncio.create_task(self._begin(listen_s))
 

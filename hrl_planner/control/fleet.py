@@ -76,8 +76,14 @@ class Fleet:
         self._planners: dict[Key, Planner] = {}
 
     def planners(self) -> Mapping[Key, Planner]:
-        """Return them all; those that were there before are the same ones."""
+        """Return them all; those that were there before are the same ones.
+
+        Raises:
+            KubeError: if neither watches nor the API server can tell.
+        """
         groups = self._watched.groups()
+        if groups is None and not self._planners:
+            groups = self._watched.groups_afresh()  # or hear why nobody can tell
         if groups is not None:
             keys = wanted(groups, self._watched.pools().pools, self._only)
             self._planners = {

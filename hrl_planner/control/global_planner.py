@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 from hrl_planner.control.conditions import reason_of
 from hrl_planner.control.connector import Connector, UnreadableError
-from hrl_planner.control.decide import Allocator, Flows, GroupPlan
+from hrl_planner.control.decide import Allocator, GroupPlan
+from hrl_planner.control.decision import Decision, Flows
 from hrl_planner.control.group_status import conditions_of, status_of
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pool_list import PoolList, accounts, claims_of
@@ -27,7 +28,7 @@ from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import budget_of
 from hrl_planner.kube.crds import FINALIZER
 from hrl_planner.kube.resources import ServingGroup
-from hrl_planner.ledger import Settlement, settle
+from hrl_planner.ledger import Settlement, counted, settle
 
 # Of settling in one round: lower, read, claim, raise, read, strike out, and conflicts.
 _MOST_STEPS = 10
@@ -36,19 +37,36 @@ COMPONENT = "hrl-planner-global"
 
 @dataclass(frozen=True, slots=True)
 class GlobalRound:
-    """What a round read, decided and did; the line of the decision log.
+    """What a round read, decided and did.
 
     Attributes:
-        plan: the plan in force; None if none could be made.
+        mode: shadow or active.
+        plan: made in this round; None if none was due, or none could be made.
+        heard: what the policy made of the traffic between two plans, if it wants to know.
+        planned: quotas by the plan in force.
+        quotas: that the pools have now; None for one without.
+        budget: amount of every bounded resource.
+        used: how much of it is granted or held; infinite if unknown.
         settlement: what the ledger said last.
         written: writes that were accepted, in words.
-        error: why there is no new plan.
+        error: why there is no new plan, or what could not be written.
     """
 
+    mode: str
     plan: GroupPlan | None
+    heard: Decision | None
+    planned: Mapping[str, int]
+    quotas: Mapping[str, int | None]
+    budget: Mapping[str, float]
+    used: Mapping[str, float]
     settlement: Settlement
     written: tuple[str, ...]
     error: str = ""
+
+    @property
+    def decision(self) -> Decision | None:
+        """What the policy was asked in this round."""
+        return self.heard if self.plan is None else self.plan.decision
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,12 @@ class _Seen:
     group: ServingGroup
     listed: PoolList
     fresh: bool
+
+    @property
+    def used(self) -> Mapping[str, float]:
+        """How much of every bounded resource is granted or held; infinite if unknown."""
+        books, claims = accounts(self.group, self.listed), claims_of(self.group)
+        return counted(budget_of(self.group), books, claims)
 
     def settle(self, quotas: Mapping[str, int], *, fresh: bool) -> Settlement:
         """Return what the ledger says of it."""
@@ -95,7 +119,7 @@ class GlobalPlanner:
         self._allocator = Allocator(metrics)
         self._clock = clock
         self._dry_run = dry_run
-        self._next_plan_s = -math.inf
+        self._next_plan_s = self._next_heard_s = -math.inf
         self._planned_generation = -1
         self._telling = Telling(connector, "ServingGroup", COMPONENT)
 
@@ -117,22 +141,35 @@ class GlobalPlanner:
         seen = _Seen(group, self._look_at.pools(self.name), fresh=False)
         self.interval_s = group.spec.intervals.local_s
         plan, fault = self._plan(group, seen.listed)
-        flows = self._flows(group, seen.listed) if plan is None else plan.flows
+        heard = self._listen(group, seen.listed) if plan is None else None
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
         seen, settlement, written, denied = self._settle(seen, quotas, writes=writes)
         if group.spec.policy.mode == "shadow":
             self._let_go()
         if not self._dry_run:
+            flows = None if heard is None else heard.flows
+            flows = flows if plan is None else plan.flows
             self._report(seen, plan, flows, settlement, fault, denied)
         wrong = "; ".join(filter(None, (str(fault or ""), denied)))
-        return GlobalRound(plan, settlement, tuple(written), wrong)
+        return GlobalRound(
+            group.spec.policy.mode,
+            plan,
+            heard,
+            quotas,
+            {pool.name: pool.spec.quota for pool in seen.listed.pools},
+            budget_of(group),
+            seen.used,
+            settlement,
+            tuple(written),
+            wrong,
+        )
 
     def follow(self) -> None:
-        """Look at what the leader sees; errors as those of a round."""
+        """Listen to the workers the leader listens to; errors as those of a round."""
         group = self._look_at.group(self.name)
         self.interval_s = group.spec.intervals.local_s
-        self._flows(group, self._look_at.pools(self.name))
+        self._allocator.hear(group, self._look_at.pools(self.name), self._clock())
 
     def _plan(
         self, group: ServingGroup, listed: PoolList
@@ -146,12 +183,18 @@ class GlobalPlanner:
         except HrlPlannerError as error:
             return None, error
         self._next_plan_s = now_s + group.spec.intervals.global_s
+        self._next_heard_s = now_s + group.spec.intervals.local_s
         self._planned_generation = group.metadata.generation
         return plan, None
 
-    def _flows(self, group: ServingGroup, listed: PoolList) -> Flows | None:
+    def _listen(self, group: ServingGroup, listed: PoolList) -> Decision | None:
+        """Let the policy hear once per local interval, as it did when it was trained."""
+        now_s = self._clock()
+        if now_s < self._next_heard_s:
+            return None
+        self._next_heard_s = now_s + group.spec.intervals.local_s
         try:
-            return self._allocator.listen(group, listed, self._clock())
+            return self._allocator.listen(group, listed, now_s)
         except HrlPlannerError:
             return None  # that there is no plan either is told where one is due
 

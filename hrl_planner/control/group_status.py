@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hrl_planner.control.conditions import condition
-from hrl_planner.control.decide import Flows, GroupPlan
+from hrl_planner.control.decide import GroupPlan
+from hrl_planner.control.decision import Flows
 from hrl_planner.control.planned import plannable
 from hrl_planner.control.pool_list import PoolList, accounts, claims_of
 from hrl_planner.kube.convert import budget_of
@@ -30,7 +31,10 @@ def status_of(
         status |= {"planned": _replaced(group.status.planned, plan.quotas)}
         status |= {"reason": plan.reason}
     if flows is not None:
-        status["flows"] = _replaced(group.status.flows, flows)
+        before = group.status.flows
+        status["flows"] = _replaced(before, flows) | {
+            name: _replaced(before.get(name, {}), rates) for name, rates in flows.items()
+        }
     status["waits"] = _replaced(group.status.waits, settlement.waits)
     used = counted(budget_of(group), accounts(group, listed), claims_of(group))
     finite = {name: amount for name, amount in used.items() if math.isfinite(amount)}

@@ -1,4 +1,4 @@
-"""Liveness and readiness over HTTP: `/healthz` and `/readyz`."""
+"""Liveness, readiness and metrics over HTTP: `/healthz`, `/readyz` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 
 class Health:
@@ -15,6 +17,7 @@ class Health:
         port: 0 for any free one.
         alive: no answer of the API server is needed for this one.
         ready: a round was made.
+        metrics: the page for Prometheus.
         host: where to listen.
     """
 
@@ -23,6 +26,7 @@ class Health:
         port: int,
         alive: Callable[[], bool],
         ready: Callable[[], bool],
+        metrics: Callable[[], bytes] | None = None,
         host: str = "0.0.0.0",
     ) -> None:
         """See the class."""
@@ -30,11 +34,16 @@ class Health:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                answer = answers.get(self.path)
-                status = 404 if answer is None else 200 if answer() else 503
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
+                path = self.path.partition("?")[0]
+                answer = answers.get(path)
+                page = metrics() if metrics is not None and path == "/metrics" else None
+                found = page is not None or (answer is not None and answer())
+                self.send_response(200 if found else 404 if answer is None else 503)
+                if page is not None:
+                    self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+                self.send_header("Content-Length", str(len(page or b"")))
                 self.end_headers()
+                self.wfile.write(page or b"")
 
             def log_message(self, format: str, *args: object) -> None:
                 """Probes are not worth a line each."""

@@ -16,9 +16,18 @@ from typing import Any, NamedTuple
 
 from hrl_planner.control.conditions import reason_of
 from hrl_planner.control.connector import Connector, UnreadableError
-from hrl_planner.control.decide import Scaler, decides_nothing
-from hrl_planner.control.local_status import Seen, Trouble, book_of, conditions_of, numbers_of
+from hrl_planner.control.decide import Scaler, Want, decides_nothing
+from hrl_planner.control.decision import Decision
+from hrl_planner.control.local_status import (
+    Seen,
+    Trouble,
+    attainment_of,
+    book_of,
+    conditions_of,
+    numbers_of,
+)
 from hrl_planner.control.metrics import PoolMetrics
+from hrl_planner.control.pods import PodCounts
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.control.requests import DeniedError, NotFoundError
 from hrl_planner.control.targets import TargetError, TargetState
@@ -45,21 +54,53 @@ COMPONENT = "hrl-planner-local"
 
 @dataclass(frozen=True, slots=True)
 class LocalRound:
-    """What a round read, decided and did; the line of the decision log."""
+    """What a round read, decided and did.
 
+    Attributes:
+        group: of the pool.
+        mode: shadow or active.
+        wanted: replicas the policy would have; None if it could not be asked.
+        reason: of the policy, or why it was not asked.
+        waits: why the target has not got what is wanted.
+        written: writes that were accepted, in words.
+        quota: at the end of the round.
+        before: replicas the target was asked for at its beginning.
+        target: and at its end.
+        pods: of the target.
+        held_gpus: by them.
+        decision: made in this round; None where the last one still stands, or there is none.
+        error: what is in the way.
+    """
+
+    group: str
+    mode: str
     wanted: int | None
     reason: str
     waits: str
     written: tuple[str, ...]
+    quota: int | None
+    before: int
+    target: int
+    pods: PodCounts
+    held_gpus: int
+    decision: Decision | None = None
     error: str = ""
 
 
 class _Wants(NamedTuple):
-    """Replicas the policy would have, why, and what kept it from deciding."""
+    """What the policy wants, or why it wants nothing, and what kept it from deciding."""
 
-    wanted: int | None = None
+    want: Want | None = None
     reason: str = ""
     trouble: Trouble | None = None
+
+    @property
+    def wanted(self) -> int | None:
+        return None if self.want is None else self.want.replicas
+
+    @property
+    def decision(self) -> Decision | None:
+        return None if self.want is None else self.want.decision
 
 
 class LocalPlanner:
@@ -113,13 +154,15 @@ class LocalPlanner:
                 self._telling.unreadable(error, "Decided")
             raise
         listed = self._look_at.pools()
+        before = self._wants
         active = self._decide(pool, listed)
+        wants = self._wants
         rival = listed.taken.get(pool.name)
-        troubles = [self._wants.trouble]
+        troubles = [wants.trouble]
         if rival is not None:
             message = f"workerpool {rival} scales the same target, and is older"
             troubles.append(Trouble("Unhindered", "TargetTaken", message))
-        seen, step, written, denied = self._act(pool, active=active and rival is None)
+        was, seen, step, written, denied = self._act(pool, active=active and rival is None)
         troubles += [seen.trouble, denied]
         told = [trouble for trouble in troubles if trouble is not None]
         waits = step.waits if isinstance(step, Idle) else ""
@@ -129,13 +172,30 @@ class LocalPlanner:
             self._report(seen, waits, told)
         elif not isinstance(step, Idle):
             written.append(f"would write {step}")
-        wanted, reason, _ = self._wants
-        wrong = "; ".join(trouble.message for trouble in told)
-        return LocalRound(wanted, reason, waits, tuple(written), wrong)
+        return LocalRound(
+            pool.spec.group,
+            "active" if active else "shadow",
+            wants.wanted,
+            wants.reason,
+            waits,
+            tuple(written),
+            seen.pool.spec.quota,
+            was,
+            seen.target.target.replicas,
+            seen.pods,
+            seen.pods.held * (seen.pool.spec.gpus_per_replica or 0),
+            None if wants is before else wants.decision,
+            "; ".join(trouble.message for trouble in told),
+        )
 
     def follow(self) -> None:
-        """Decide what the leader decides; errors as those of a round."""
-        self._decide(self._look_at.pool(self.name), self._look_at.pools())
+        """Listen to the workers the leader listens to; errors as those of a round."""
+        pool, everything = self._look_at.pool(self.name), self._look_at.pools()
+        group = self._look_at.group(pool.spec.group)
+        self.interval_s = group.spec.intervals.local_s
+        of_group = tuple(p for p in everything.pools if p.spec.group == group.metadata.name)
+        listed = PoolList(of_group, taken=everything.taken)
+        self._scaler.hear(group, listed, self._clock())
 
     def _decide(self, pool: WorkerPool, everything: PoolList) -> bool:
         """Ask the policy if it is time to, and say whether what it decides is carried out.
@@ -164,7 +224,8 @@ class LocalPlanner:
         self._next_s = now_s + self.interval_s
         listed = PoolList(of_group, taken=everything.taken)
         try:
-            self._wants = _Wants(*self._scaler.want(group, listed, self.name, now_s))
+            want = self._scaler.want(group, listed, self.name, now_s)
+            self._wants = _Wants(want, want.reason)
         except HrlPlannerError as error:
             holds = Trouble("Decided", reason_of(error, "Holds"), str(error))
             self._wants = _Wants(None, "holds", holds)
@@ -184,31 +245,45 @@ class LocalPlanner:
 
     def _act(
         self, pool: WorkerPool, *, active: bool
-    ) -> tuple[Seen, Step, list[str], Trouble | None]:
-        """Take the ledger's steps until nothing more may be written."""
+    ) -> tuple[int, Seen, Step, list[str], Trouble | None]:
+        """Take the ledger's steps until nothing more may be written.
+
+        First comes how many replicas the target was asked for before.
+        """
         written: list[str] = []
         step: Step = Idle()
-        seen = self._look(pool, self._look_at, fresh=False)
+        seen = self._look(pool, self._look_at)
+        was = seen.target.target.replicas
         for _ in range(_MOST_STEPS):
             step = Idle() if seen.trouble else self._step(seen, active=active)
             if isinstance(step, ReadFresh):
-                seen = self._look(seen.pool, self._connector, fresh=True)
+                seen = self._look_afresh(seen)
                 continue
             if self._dry_run or isinstance(step, Idle):
                 break
             try:
                 done = self._write(seen, step)
             except DeniedError as error:
-                return seen, step, written, Trouble("Unhindered", "Denied", str(error))
+                return was, seen, step, written, Trouble("Unhindered", "Denied", str(error))
             if done is None:  # somebody else was faster: what is there now?
-                seen = self._look(self._connector.pool(self.name), self._connector, fresh=True)
+                pool = self._connector.pool(self.name)
+                seen = self._look(pool, self._connector, pods=seen.pods)
                 continue
             words, seen = done
             written.append(words)
-        return seen, step, written, None
+        return was, seen, step, written, None
 
-    def _look(self, pool: WorkerPool, at: Reader, *, fresh: bool) -> Seen:
-        """Look at what the book, read before, is about."""
+    def _look_afresh(self, seen: Seen) -> Seen:
+        """Read what the ledger asks for; while a claim is open, that is the target alone.
+
+        To find a target's pods an API server walks over all of the namespace.
+        """
+        claimed = seen.pool.status.claim is not None
+        again = self._look(seen.pool, self._connector, pods=seen.pods if claimed else None)
+        return replace(again, fresh=True)
+
+    def _look(self, pool: WorkerPool, at: Reader, *, pods: PodCounts | None = None) -> Seen:
+        """Look at what the book, read before, is about; at pods only if they are not given."""
         try:
             target = at.target(pool.spec.scale_target_ref)
         except TargetError as error:
@@ -218,10 +293,10 @@ class LocalPlanner:
         # Pods of a target that is gone still hold GPUs until they are.
         selector = selector or target.selector or pool.status.selector
         try:
-            pods = at.pods(selector, pool.spec.pods_per_replica)
+            pods = pods or at.pods(selector, pool.spec.pods_per_replica)
         except DeniedError as error:
             return Seen(pool, target, trouble=Trouble("PodsCounted", "Denied", str(error)))
-        return Seen(pool, target, pods, self._settled(target, pool), fresh, selector)
+        return Seen(pool, target, pods, self._settled(target, pool), selector=selector)
 
     def _settled(self, target: TargetState, pool: WorkerPool) -> bool:
         """Say whether the target has been unchanged for longer than its controller lags."""
@@ -263,7 +338,7 @@ class LocalPlanner:
             if not self._connector.targets.scale(ref, step.replicas, step.version):
                 return None
             self._telling.tell(seen.pool.metadata, "Scaled", words)
-            return words, self._look(seen.pool, self._connector, fresh=True)
+            return words, self._look(seen.pool, self._connector, pods=seen.pods)
         if isinstance(step, WriteReservation):
             pool = self._connector.write_pool_status(seen.pool, book_of(step.reservation))
             if pool is None:
@@ -284,6 +359,7 @@ class LocalPlanner:
         }
         if seen.trouble is None:
             status |= numbers_of(seen, self._wants.wanted)
+            status["attainment"] = attainment_of(pool, self._wants.decision)
         now = pool.status.model_dump(mode="json", by_alias=True)
         if all(now.get(name) == value for name, value in status.items()):
             return

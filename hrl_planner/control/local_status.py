@@ -5,16 +5,20 @@ Pure functions: numbers, conditions and the book, as Kubernetes spells them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hrl_planner.control.conditions import WAITS, condition
+from hrl_planner.control.decision import Decision
 from hrl_planner.control.pods import PodCounts
 from hrl_planner.control.targets import TargetState
 from hrl_planner.kube.resources import WorkerPool
 from hrl_planner.ledger import Reservation
 from hrl_planner.ledger.replicas import MISSING
+
+_ATTAINMENT_STEP = 0.02  # a smaller change of a measured share is not worth a write
 
 
 class Trouble(NamedTuple):
@@ -55,6 +59,15 @@ def numbers_of(seen: Seen, wanted: int | None) -> dict[str, Any]:
         acknowledged = {"quota": pool.spec.quota, "sequence": pool.spec.quota_sequence}
         numbers["acknowledged"] = acknowledged
     return numbers
+
+
+def attainment_of(pool: WorkerPool, decision: Decision | None) -> float | None:
+    """Return the share to report: the one reported already while it is still nearly so."""
+    now = math.nan if decision is None else decision.attainment(pool.name)
+    told = pool.status.attainment
+    if math.isnan(now):
+        return None
+    return told if told is not None and abs(now - told) < _ATTAINMENT_STEP else round(now, 2)
 
 
 def conditions_of(seen: Seen, waits: str, troubles: Sequence[Trouble]) -> list[dict[str, Any]]:

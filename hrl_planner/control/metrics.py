@@ -58,7 +58,7 @@ def observe(
     # A pool that never reported may serve anything.
     serving = {p.name: 1 if p.status.desired is None else p.status.ready for p in pools}
     rows, classes = metrics.look(spec, serving)
-    rows = rows.copy()
+    rows, classes = _legible(rows), _legible(classes)
     by_name = {pool.name: pool for pool in pools}
     for row, described in zip(rows, spec.pools, strict=True):
         pool = by_name[described.name]
@@ -74,7 +74,16 @@ def observe(
             if value is not None:
                 row[POOL_FIELDS.index(field)] = value
         _expect(row, status.starting or 0, described.startup.mean_s)
-    return ClusterObservation(now_s, rows, classes)
+    return ClusterObservation(round(now_s, 3), rows, classes)
+
+
+def _legible(rows: Float64Array) -> Float64Array:
+    """Return a copy with numbers of seven digits, as many as the features of a network have.
+
+    What is written down then is what was seen, and half as long.
+    """
+    short = [float(f"{value:.7g}") for value in rows.ravel().tolist()]
+    return np.array(short, np.float64).reshape(rows.shape)
 
 
 def _expect(row: Float64Array, starting: int, mean_s: float) -> None:

@@ -9,8 +9,6 @@ for; what has been decided stays decided until the next tick.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import math
 import threading
@@ -18,11 +16,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol
 
 from urllib3.exceptions import HTTPError
 
 from hrl_planner.control.lease import DURATION_S
+from hrl_planner.control.requests import MissingDefinitionError, NotFoundError
 from hrl_planner.errors import HrlPlannerError
 
 _log = logging.getLogger(__name__)
@@ -53,10 +52,10 @@ class Planner(Protocol):
     interval_s: float
 
     def round(self) -> Any:
-        """Look, decide, write; returns a dataclass for the decision log."""
+        """Look, decide, write; say what was seen and done."""
 
     def follow(self) -> None:
-        """Look and decide as in a round and write nothing, in order to go on where another ends."""
+        """Listen as for a round, so that whoever takes over knows what is going on."""
 
 
 class Election(Protocol):
@@ -69,6 +68,22 @@ class Election(Protocol):
 
     def leads(self, name: str) -> bool:
         """Say whether a lease is ours."""
+
+
+class Audience(Protocol):
+    """Is told what planners do; from any thread."""
+
+    def led(self, level: str, name: str, leads: bool) -> None:
+        """Hear now and then whether a planner of this process acts."""
+
+    def rounded(self, level: str, name: str, done: Any, took_s: float) -> None:
+        """Hear of a round."""
+
+    def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
+        """Hear of a round that came to no end, perhaps as there is nothing to plan for any more."""
+
+    def ended(self, level: str, name: str) -> None:
+        """Hear that a planner is no more."""
 
 
 @dataclass
@@ -94,6 +109,7 @@ class Runner:
     Args:
         planners: the planners there should be now; those that are not named any more end.
         election: says which of them may act.
+        audience: is told what they do.
         clock: seconds, monotonic.
     """
 
@@ -101,13 +117,17 @@ class Runner:
         self,
         planners: Callable[[], Mapping[Key, Planner]],
         election: Election,
+        audience: Audience,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """See the class."""
         self._planners = planners
         self._election = election
+        self._audience = audience
         self._clock = clock
         self._tasks: dict[Key, _Task] = {}
+        self._complaint = ""
+        self._undefined: set[Key | None] = set()  # whose last try lacked definitions
         self._stopped = False
         self._changed = threading.Condition()
         self._turned_s = clock()
@@ -129,15 +149,14 @@ class Runner:
         return self._clock() - self._turned_s < 6.0 * DURATION_S
 
     def ready(self) -> bool:
-        """Say whether the API server has answered; a planner that waits for its turn is ready."""
-        return self._election.answered
+        """Say whether the API server has answered and knows what planners work on.
 
-    def run(self, log: TextIO) -> None:
-        """Run until stopped.
-
-        Args:
-            log: where decisions go, a JSON object a line.
+        A planner that waits for its turn is ready.
         """
+        return self._election.answered and not self._undefined
+
+    def run(self) -> None:
+        """Run until stopped."""
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="round") as threads:
             refreshed_s = -math.inf
             while not self._stopped:
@@ -148,7 +167,7 @@ class Runner:
                 with self._changed:
                     for key, task in self._due():
                         task.running, task.woken = True, False
-                        threads.submit(self._round, key, task, log)
+                        threads.submit(self._round, key, task)
                     self._changed.wait(self._pause_s())
 
     def _due(self) -> list[tuple[Key, _Task]]:
@@ -169,18 +188,35 @@ class Runner:
         try:
             planners = self._planners()
         except (HrlPlannerError, HTTPError) as error:
-            _log.warning("cannot tell which planners there should be: %s", error)
+            level = logging.DEBUG if str(error) == self._complaint else logging.WARNING
+            self._complaint = str(error)
+            self._note(None, error)
+            _log.log(level, "cannot tell which planners there should be: %s", error)
             return
+        self._complaint = ""
+        self._note(None, None)
         with self._changed:
             for key in self._tasks.keys() - planners.keys():
                 _log.info("%s planner %s ends", key.level, key.name)
+                self._audience.ended(*key)
                 del self._tasks[key]
+                self._undefined.discard(key)
             for key, planner in planners.items():
                 if key not in self._tasks:
                     self._tasks[key] = _Task(planner)
         self._election.want([key.lease for key in planners])
+        for key in planners:
+            self._audience.led(*key, self._election.leads(key.lease))
 
-    def _round(self, key: Key, task: _Task, log: TextIO) -> None:
+    def _note(self, key: Key | None, error: Exception | None) -> None:
+        """Remember who has found no definitions."""
+        with self._changed:
+            if isinstance(error, MissingDefinitionError):
+                self._undefined.add(key)
+            else:
+                self._undefined.discard(key)
+
+    def _round(self, key: Key, task: _Task) -> None:
         began_s = self._clock()
         leads = self._election.leads(key.lease)
         try:
@@ -191,13 +227,19 @@ class Runner:
                 return
             done = task.planner.round()
             task.complaint = ""
-            with self._changed:
-                write_decision(log, key.level, key.name, done)
+            self._note(key, None)
+            self._audience.rounded(*key, done, self._clock() - began_s)
         except (HrlPlannerError, HTTPError) as error:
+            gone = isinstance(error, NotFoundError)
+            if leads:
+                self._audience.failed(*key, self._clock() - began_s, gone=gone)
             level = logging.DEBUG if str(error) == task.complaint else logging.WARNING
             task.complaint = str(error)
+            self._note(key, error)
             _log.log(level, "%s planner %s: %s", key.level, key.name, error)
         except Exception:  # a fault of this planner must not end the others
+            if leads:
+                self._audience.failed(*key, self._clock() - began_s, gone=False)
             _log.exception("%s planner %s", key.level, key.name)
         finally:
             with self._changed:
@@ -207,10 +249,3 @@ class Runner:
                 elif began_s >= task.next_s:
                     task.next_s = task.last_s + task.planner.interval_s
                 self._changed.notify()
-
-
-def write_decision(log: TextIO, level: str, name: str, done: Any) -> None:
-    """Write one line of the decision log."""
-    line = {"time": time.time(), "level": level, "name": name, **dataclasses.asdict(done)}
-    log.write(json.dumps(line, default=str) + "\n")
-    log.flush()

@@ -8,12 +8,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 from hrl_planner.control.connector import Connector
+from hrl_planner.control.decision_log import DecisionLog, Round
 from hrl_planner.control.election import EachItsOwn, Elector, OneHeartbeat
 from hrl_planner.control.fleet import Fleet, Planners
 from hrl_planner.control.health import Health
+from hrl_planner.control.instruments import Instruments
 from hrl_planner.control.lease import Leases
 from hrl_planner.control.mirrors import Mirrors
 from hrl_planner.control.run import Key, Runner
@@ -30,6 +31,8 @@ class Service:
         kubeconfig: of the watches; absent: as `kube.access` finds one.
         keys: planners to run, which then watch only what is theirs; absent: those of all groups.
         groups: where there are no keys, only those of these groups.
+        log: where decisions go.
+        instruments: what is counted and shown.
     """
 
     def __init__(
@@ -39,32 +42,36 @@ class Service:
         kubeconfig: Path | None,
         keys: Sequence[Key] | None,
         groups: Sequence[str] = (),
+        *,
+        log: DecisionLog,
+        instruments: Instruments,
     ) -> None:
         """See the class."""
+        self._instruments = instruments
+        audience = _Heard(log, instruments)
         self._mirrors = Mirrors(partial(find_configuration, kubeconfig))
         watched = Watched(connector, self._mirrors, whole=keys is None, wake=self._wake)
-        holder = f"{socket.gethostname()}-{os.getpid()}"
-        leases = Leases(connector.api, connector.namespace, holder, time.monotonic)
+        leases = Leases(connector.api, connector.namespace, this_process(), time.monotonic)
         if keys is None:
             fleet = Fleet(watched, planners, groups)
             self._elector = Elector(OneHeartbeat(leases))
-            self._runner = Runner(fleet.planners, self._elector)
+            self._runner = Runner(fleet.planners, self._elector, audience)
         else:
             fixed = {key: planners.make(key, watched) for key in keys}
             self._elector = Elector(EachItsOwn(leases))
-            self._runner = Runner(lambda: fixed, self._elector)
+            self._runner = Runner(lambda: fixed, self._elector, audience)
 
-    def run(self, log: TextIO, health_host: str, health_port: int) -> None:
+    def run(self, health_host: str, health_port: int) -> None:
         """Run until stopped, then let go of all leases.
 
         Args:
-            log: where decisions go, a JSON object a line.
-            health_host: where to answer `/healthz` and `/readyz`.
+            health_host: where to answer `/healthz`, `/readyz` and `/metrics`.
             health_port: likewise; 0 for any free one.
         """
-        health = Health(health_port, self._runner.alive, self._runner.ready, health_host)
+        page = self._instruments.page
+        health = Health(health_port, self._runner.alive, self._runner.ready, page, health_host)
         with self._mirrors, self._elector, health:
-            self._runner.run(log)
+            self._runner.run()
 
     def stop(self) -> None:
         """End after the rounds that run; may be called from a signal handler."""
@@ -77,3 +84,21 @@ class Service:
 
     def _wake(self, level: str, name: str) -> None:
         self._runner.wake(Key(level, name))
+
+
+class _Heard:
+    """Tells the log and the instruments of the process what its planners do."""
+
+    def __init__(self, log: DecisionLog, instruments: Instruments) -> None:
+        self._log = log
+        self.led, self.failed, self.ended = instruments.led, instruments.failed, instruments.ended
+        self._rounded = instruments.rounded
+
+    def rounded(self, level: str, name: str, done: Round, took_s: float) -> None:
+        self._rounded(level, name, done, took_s)
+        self._log.write(name, done, took_s)
+
+
+def this_process() -> str:
+    """Return the name under which this process leads and decides."""
+    return f"{socket.gethostname()}-{os.getpid()}"

@@ -140,6 +140,15 @@ class Targets:
         group, _, version = ref.api_version.rpartition("/")
         return group, version, self._namespace, self._served(ref).plural
 
+    def carriers(self, ref: ScaleTargetRef) -> list[ScaleTargetRef]:
+        """Return the objects that a target is read from, whether or not they exist.
+
+        Raises:
+            TargetError: if the API server has no such kinds.
+        """
+        adapter = None if ref.component is None else self._adapter(ref)
+        return [ref] if adapter is None else [ref, adapter]
+
     # Anything with a scale subresource.
 
     def _read_scale(self, ref: ScaleTargetRef) -> TargetState:

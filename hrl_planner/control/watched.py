@@ -84,7 +84,7 @@ class Watched:
         self._whole = whole
         self._wake = wake
         self._acted_on: dict[str, _ActedOn] = {}
-        self._read: dict[ScaleTargetRef, tuple[str, TargetState]] = {}
+        self._read: dict[ScaleTargetRef, tuple[list[str], TargetState]] = {}
         self._pods: dict[str, PodIndex] = {}
 
     def group(self, name: str) -> ServingGroup:
@@ -100,6 +100,10 @@ class Watched:
         mirror = self._groups("")
         return list(mirror.objects) if mirror.believed() else None
 
+    def groups_afresh(self) -> Collection[str]:
+        """Ask the API server for the names of all groups; errors as those of `Connector`."""
+        return self._connector.groups()
+
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
         mirror = self._all_pools()
@@ -109,17 +113,17 @@ class Watched:
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target as it was when last read, or when the watch saw it change last."""
-        if ref.component is not None:
-            # Its replicas stand in one of two objects, and which can change.
-            return self._connector.target(ref)
-        mirror = self._targets(ref)
-        version = mirror.objects.get(ref.name) if mirror.believed() else None
-        if version is None:
-            return self._connector.target(ref)
-        at, state = self._read.get(ref, ("", None))
-        if state is None or version not in (at, state.target.version):
+        versions = []
+        for carrier in self._connector.targets.carriers(ref):
+            mirror = self._targets(carrier)
+            if not mirror.believed():
+                return self._connector.target(ref)
+            versions.append(mirror.objects.get(carrier.name, ""))
+        at, state = self._read.get(ref, ([], None))
+        if state is None or versions not in (at, [state.target.version]):
             state = self._connector.target(ref)
-        self._read[ref] = (version, state)
+        if any(versions):
+            self._read[ref] = (versions, state)
         return state
 
     def pods(self, selector: str, per_replica: int = 1) -> PodCounts:

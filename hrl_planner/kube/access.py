@@ -7,6 +7,7 @@ KUBECONFIG or ~/.kube/config.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from kubernetes import client, config
@@ -18,8 +19,15 @@ from hrl_planner.errors import KubeError
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
-def blocking_client(kubeconfig: Path | None = None) -> client.ApiClient:
+def blocking_client(
+    kubeconfig: Path | None = None,
+    made_of: Callable[[client.Configuration], client.ApiClient] = client.ApiClient,
+) -> client.ApiClient:
     """Return a client whose calls wait for their answer, and are not repeated by themselves.
+
+    Args:
+        kubeconfig: absent: as the module says.
+        made_of: makes the client.
 
     Raises:
         KubeError: where there is no way to an API server.
@@ -37,7 +45,7 @@ def blocking_client(kubeconfig: Path | None = None) -> client.ApiClient:
     # A request that is tried four times over, each time for as long as it may last, holds up all
     # that its planner has to do; the next round tries again anyway.
     configuration.retries = False
-    return client.ApiClient(configuration)
+    return made_of(configuration)
 
 
 async def find_configuration(kubeconfig: Path | None = None) -> aio_client.Configuration:

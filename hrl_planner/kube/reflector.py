@@ -33,9 +33,10 @@ _WATCH_GRACE_S = 10.0
 _LIST_TIMEOUT_S = 60.0
 _PAGE = 500
 _FIRST_PAUSE_S = 0.2
-# Whoever waits for a server that was away must not sleep long after it is back.
+# Whoever waits for a server that was away must not sleep long after it is back; one that knows
+# what it was asked, and refuses, will still refuse in a moment.
 _LONGEST_PAUSE_S = 5.0
-_ABSENT_PAUSE_S = 30.0
+_LONGEST_PAUSE_REFUSED_S = 30.0
 
 
 class _Gone(Exception):
@@ -98,6 +99,7 @@ class Reflector(Generic[Kept]):
         """
         pause_s = _FIRST_PAUSE_S
         while True:
+            longest_s = _LONGEST_PAUSE_S
             try:
                 if self._version is None:
                     yield await self._list()
@@ -112,15 +114,17 @@ class Reflector(Generic[Kept]):
                 self._version = None
                 continue
             except _Refused as error:
+                if error.status in (401, 403, 404):
+                    longest_s = _LONGEST_PAUSE_REFUSED_S
                 if error.status == 404 and self._may_be_absent:
-                    pause_s = _ABSENT_PAUSE_S
+                    pause_s = longest_s
                     yield self._replace({})
                 else:
                     self._complain(error, pause_s)
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 self._complain(error, pause_s)
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, longest_s)
 
     def _complain(self, error: Exception, pause_s: float) -> None:
         complaint = f"{error or repr(error)}"

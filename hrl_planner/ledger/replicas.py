@@ -79,7 +79,8 @@ class PoolView:
         target: of the scale.
         pods: of the target.
         settled: the target has been unchanged for longer than its controller lags.
-        fresh: target and pods were read from the API server after the book, not from a watch.
+        fresh: the target, and without an open claim the pods, were read from the API server after
+            the book, not from a watch.
     """
 
     quota: int | None
@@ -112,7 +113,7 @@ class WriteReservation:
 
 @dataclass(frozen=True, slots=True)
 class ReadFresh:
-    """Read target and pods from the API server, then ask again."""
+    """Read the target, and without an open claim its pods, from the API server; then ask again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from hrl_planner.errors import KubeError
 from hrl_planner.load import LoadOptions, LoadResult, Target, replay
 from hrl_planner.localcluster import demo_objects
 from hrl_planner.localcluster.controlplane import ControlPlane
+from hrl_planner.localcluster.demo_rehearsal import rehearse
 from hrl_planner.localcluster.demo_system import RouterPorts, create_system
 from hrl_planner.localcluster.demo_watch import Watch, watching
 from hrl_planner.localcluster.kubelet import Kubelet, Node
@@ -104,8 +105,10 @@ def run(
         on_state: called about once a second.
 
     Raises:
+        HrlPlannerError: the policy is none for this cluster.
         KubeError: something did not start.
     """
+    rehearse(spec, options.policy)
     nodes = [
         Node(f"node-{kind.lower()}", kind, gpus=count) for kind, count in spec.budget.gpus.items()
     ]

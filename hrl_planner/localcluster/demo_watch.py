@@ -28,9 +28,10 @@ from hrl_planner.router.discovery.kubernetes import POOL_LABEL
 from hrl_planner.spec import ClusterSpec
 
 LOOK_S = 0.1
-_OBJECTS_S = 0.5  # between two looks at quotas and targets, which change seldom
+OBJECTS_S = 0.2  # between two looks at quotas and targets, which change seldom
 _COUNTS_S = 1.0
 
+NO_QUOTA = -1  # none yet
 FIELDS = ("quota", "target", "ready", "starting", "draining")
 
 
@@ -127,7 +128,7 @@ class _Watcher:
         try:
             while not stop.wait(LOOK_S):
                 now_s = time.monotonic()
-                if now_s - objects_s >= _OBJECTS_S:
+                if now_s - objects_s >= OBJECTS_S:
                     self._look_at_objects()
                     objects_s = now_s
                 if now_s - counts_s >= _COUNTS_S:
@@ -148,7 +149,7 @@ class _Watcher:
             self._apps.list_namespaced_deployment(self._namespace, _preload_content=False)
         )
         for item in pools:
-            self._note("quota", item["metadata"]["name"], item["spec"].get("quota") or 0)
+            self._note("quota", item["metadata"]["name"], item["spec"].get("quota", NO_QUOTA))
         for item in targets:
             self._note("target", item["metadata"]["name"], item["spec"]["replicas"])
 

@@ -10,7 +10,14 @@ import json
 from collections.abc import Sequence
 
 from hrl_planner.manifests.installation import Installation, Json
-from hrl_planner.manifests.pods import CONFINED, USER_ID, container_port, http_probe, scratch
+from hrl_planner.manifests.pods import (
+    CONFINED,
+    USER_ID,
+    container_port,
+    http_probe,
+    rolling,
+    scratch,
+)
 from hrl_planner.mock_engine.cluster import engine_command
 from hrl_planner.router.discovery.kubernetes import (
     KV_EVENTS_PORT,
@@ -152,7 +159,7 @@ def _deployment(installation: Installation, pool: PoolSpec, pod: Json) -> Json:
         "spec": {
             "selector": {"matchLabels": labels},
             # A surge would hold GPUs that the ledger has not given.
-            "strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}},
+            "strategy": rolling(surge=0, unavailable=1),
             "template": {
                 "metadata": {"labels": labels, "annotations": annotations},
                 "spec": {**own, "terminationGracePeriodSeconds": _GRACE_S, **pod},

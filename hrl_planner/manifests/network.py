@@ -13,7 +13,6 @@ any address, and `docs/deploy.md` says how to narrow that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from hrl_planner.manifests.installation import (
     PREFIX,
@@ -74,19 +73,16 @@ def _policy(
     ingress: list[Json] | None = None,
     egress: list[Json] | None = None,
 ) -> Json:
-    rules: dict[str, Any] = {
-        direction: allowed
-        for direction, allowed in (("ingress", ingress), ("egress", egress))
-        if allowed is not None
-    }
+    """Return a policy; a direction without rules is closed, one that is None is not judged."""
+    directions: dict[str, list[Json] | None] = {"Ingress": ingress, "Egress": egress}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": installation.metadata(name, installation.labels()),
         "spec": {
             "podSelector": pods,
-            "policyTypes": [direction.capitalize() for direction in rules],
-            **rules,
+            "policyTypes": [each for each, rules in directions.items() if rules is not None],
+            **{each.lower(): rules for each, rules in directions.items() if rules},
         },
     }
 

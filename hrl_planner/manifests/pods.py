@@ -76,6 +76,13 @@ def disruption_budget(
     }
 
 
+def rolling(surge: int, unavailable: int) -> Json:
+    """Return how a Deployment's pods are replaced."""
+    # Named in full: `kubectl apply` would find a change in every absent default.
+    bounds = {"maxSurge": surge, "maxUnavailable": unavailable}
+    return {"type": "RollingUpdate", "rollingUpdate": bounds}
+
+
 def scratch(name: str, size: str) -> Json:
     """Return a volume for what a read-only root file system cannot take."""
     return {"name": name, "emptyDir": {"sizeLimit": size}}

@@ -27,6 +27,7 @@ from hrl_planner.manifests.pods import (
     disruption_budget,
     http_probe,
     pod_spec,
+    rolling,
     scratch,
 )
 
@@ -52,13 +53,19 @@ def router_objects(installation: Installation) -> list[Json]:
     ]
 
 
-def router_config(installation: Installation) -> Json:
-    """Return the ConfigMap: the router's config, and the cluster spec it names."""
+def router_config(installation: Installation, **sections: Json) -> Json:
+    """Return the ConfigMap: the router's config, and the cluster spec it names.
+
+    Args:
+        installation: what is installed.
+        sections: more of the config, see `RouterConfig`.
+    """
     config = {
         "spec": "spec.yaml",
         "discovery": {"kind": "kubernetes", "group": installation.group},
         "picker": {"http_host": "0.0.0.0", "http_port": ROUTER_METRICS_PORT},
         "envoy": {"listen": f"0.0.0.0:{ROUTER_PORT}"},
+        **sections,
     }
     spec = installation.spec.model_dump(mode="json", exclude_none=True)
     labels = installation.labels("router", installation.router)
@@ -85,7 +92,7 @@ def router_deployment(installation: Installation) -> Json:
         installation, name, labels, pod, {"hrl-planner.io/config": _digest(installation)}
     )
     # The next one must know the workers before this one drains.
-    made["spec"]["strategy"] = {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    made["spec"]["strategy"] = rolling(surge=1, unavailable=0)
     return made
 
 

@@ -27,7 +27,7 @@ from hrl_planner.manifests.installation import Installation, Json
 from hrl_planner.manifests.monitoring import monitors
 from hrl_planner.manifests.network import network_policies
 from hrl_planner.manifests.planners import planner_deployments, planner_disruption_budgets
-from hrl_planner.manifests.router import router_objects
+from hrl_planner.manifests.router import router_config, router_objects
 
 _KUSTOMIZE = "kustomize.config.k8s.io"
 _HEAD = "# Made by `hrl-planner manifests`: change what differs for you in an overlay.\n"
@@ -97,6 +97,7 @@ def _overlays(installation: Installation) -> dict[str, str]:
     pools = [_part(pool, "spec", "scaleTargetRef") for pool in custom_resources(dynamo)[1:]]
     before = accounts(installation)
     roles = [_part(made, "rules") for made in accounts(dynamo) if made not in before]
+    words = router_config(installation, tokenizer={"kind": "words"})  # mock engines count in them
     return {
         "overlays/deployments/kustomization.yaml": _kustomization(
             namespace=installation.namespace, resources=["../../base", "engines.yaml"]
@@ -113,7 +114,9 @@ def _overlays(installation: Installation) -> dict[str, str]:
             namespace=installation.namespace,
             resources=["../../base", "engines.yaml"],
             components=["../../components/active"],
+            patches=[{"path": "router.yaml"}],
         ),
+        "overlays/demo/router.yaml": documents([_part(words, "data", "router.yaml")]),
         "overlays/demo/engines.yaml": documents(mock_engines(installation)),
     }
 

@@ -2,8 +2,8 @@
 
 Token n of every answer is the word ` 0000n`, so a reader can see that none is missing, and every
 chunk of an answer has the same length. All of a chunk but that word is made once per request; a
-token costs one formatting and one write on the connection's transport, past the HTTP library,
-whose per-chunk work would cost more than the engine.
+token costs one formatting and at most one write on the connection's transport, past the HTTP
+library, whose per-chunk work would cost more than the engine.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
+from hrl_planner.mock_engine.engine import StepReport
+
 _PLACE = " @@@@@"  # as long as a word
+_LONGEST_HELD_S = 0.005
 _WORDS = 100_000  # where counting starts again: a chunk's length is part of its bytes
 
 
@@ -84,6 +88,37 @@ class Answer:
         }
 
 
+class Outbox:
+    """Streams with tokens that are not written yet.
+
+    An engine that is behind makes up for several steps at once. Their tokens are late already, and
+    each write costs more than all that led to it: so they leave together, one write per stream.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Hold nothing."""
+        self._clock = clock
+        self._holding: list[TokenStream] = []
+        self._since_s = 0.0
+
+    def hold(self, stream: TokenStream) -> None:
+        """A stream has its first token that is not written."""
+        if not self._holding:
+            self._since_s = self._clock()
+        self._holding.append(stream)
+
+    def on_step(self, report: StepReport) -> None:
+        """Write what has been held for long, however far behind the engine is."""
+        if self._holding and self._clock() - self._since_s > _LONGEST_HELD_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything."""
+        holding, self._holding = self._holding, []
+        for stream in holding:
+            stream.flush()
+
+
 class TokenStream:
     """Writes one answer to a connection, token by token.
 
@@ -91,17 +126,22 @@ class TokenStream:
         answer: what to write.
         transport: the connection, response headers sent.
         chunked: whether the body is in HTTP/1.1 chunks.
+        outbox: tells when to write.
 
     Attributes:
         ended: done when the last token is written.
     """
 
-    def __init__(self, answer: Answer, transport: asyncio.WriteTransport, chunked: bool) -> None:
+    def __init__(
+        self, answer: Answer, transport: asyncio.WriteTransport, chunked: bool, outbox: Outbox
+    ) -> None:
         """Make the bytes that all chunks share."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._transport = transport
         self._chunked = chunked
+        self._outbox = outbox
+        self._held = b""
         before, behind = answer.chunk(first=False, last=False)
         if chunked:
             before = b"%x\r\n" % (len(before) + len(_PLACE) + len(behind)) + before
@@ -109,22 +149,34 @@ class TokenStream:
         self._before, self._behind = before, behind
 
     def token(self, n: int) -> None:
-        """Write token n."""
+        """Write token n, now or with the next ones."""
         first, last = n == 1, n == self._answer.osl
         if not first and not last:
             # Called for every token of every stream: what must be cheap.
-            self._write(b"%b %05d%b" % (self._before, n % _WORDS, self._behind))
+            self._hold(b"%b %05d%b" % (self._before, n % _WORDS, self._behind))
             return
         before, behind = self._answer.chunk(first, last)
         event = b"%b %05d%b" % (before, n % _WORDS, behind)
         if self._chunked:
             event = b"%x\r\n%b\r\n" % (len(event), event)
-        self._write(event)
+        self._hold(event)
         if last and not self.ended.done():
+            self.flush()
             self.ended.set_result(None)
 
-    def _write(self, data: bytes) -> None:
+    def flush(self) -> None:
+        """Write what is held."""
+        held, self._held = self._held, b""
+        if not held:
+            return
         try:
-            self._transport.write(data)
+            self._transport.write(held)
         except RuntimeError:
             pass  # closed a moment ago; the handler is about to be cancelled
+
+    def _hold(self, event: bytes) -> None:
+        if self._held:
+            self._held += event
+        else:
+            self._held = event
+            self._outbox.hold(self)

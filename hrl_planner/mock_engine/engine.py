@@ -72,6 +72,8 @@ class Engine:
         worker: the worker.
         clock: time and timers.
         observers: told of every step after its tokens are out.
+        on_pause: called between steps while the next one is not due: not for each of those that
+            are made up for one after another.
 
     Attributes:
         jobs: every request that is not finished.
@@ -83,6 +85,7 @@ class Engine:
         worker: Worker[Job],
         clock: Clock,
         observers: Sequence[Callable[[StepReport], None]] = (),
+        on_pause: Callable[[], None] = lambda: None,
     ) -> None:
         """Start idle."""
         self.worker = worker
@@ -90,6 +93,7 @@ class Engine:
         self.jobs: set[Job] = set()
         self.lag_s = 0.0
         self._observers = tuple(observers)
+        self._on_pause = on_pause
         self._began_s = 0.0
         self._ends_s: float | None = None  # of the step under way
         self._waking = False
@@ -170,7 +174,8 @@ class Engine:
         if self._ends_s is None:
             self._begin(self.clock.now())
 
-    def _begin(self, boundary_s: float) -> None:
+    def _begin(self, boundary_s: float) -> float | None:
+        """Begin a step, where there is something to do; return when it ends."""
         late_s = self.clock.now() - boundary_s
         if late_s > MAX_LAG_S:
             self.lag_s += late_s
@@ -178,10 +183,11 @@ class Engine:
         seconds = self.worker.begin_step(boundary_s)
         if seconds is None:
             self._ends_s = None
-            return
+            return None
         self._began_s = boundary_s
         self._ends_s = boundary_s + seconds
         self._end_at(self._ends_s)
+        return self._ends_s
 
     def _end_at(self, ends_s: float) -> None:
         self.clock.call_at(ends_s, lambda: self._end(ends_s))
@@ -210,4 +216,6 @@ class Engine:
         report = StepReport(began_s, ended_s, step, end)
         for observe in self._observers:
             observe(report)
-        self._begin(ended_s)
+        next_s = self._begin(ended_s)
+        if next_s is None or next_s > self.clock.now():
+            self._on_pause()

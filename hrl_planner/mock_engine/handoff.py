@@ -1,9 +1,9 @@
 """How a KV cache changes hands: leases as vLLM's NIXL connector gives them, SGLang's rooms.
 
 vLLM: the prefill worker answers with the address of the KV cache and keeps it for `lease_s`; the
-decode worker claims it there. SGLang: both workers get the request at once, and the decode worker
-waits at the prefill worker's bootstrap server until the room is done. No KV cache exists here;
-what is handed over is the right to skip a prefill.
+decode worker claims it there (`side_channel.py`). SGLang: both workers get the request at once, and
+the decode worker waits at the prefill worker's bootstrap server until the room is done. No KV cache
+exists here; what is handed over is the right to skip a prefill.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 import aiohttp
 
 from hrl_planner.mock_engine.asks import RemotePrefill, Room
-
-_CLAIM_TIMEOUT_S = 5.0
+from hrl_planner.mock_engine.side_channel import Claims
 
 
 class Leases:
@@ -100,26 +99,24 @@ class Peers:
         """Ask nobody yet."""
         self._room_timeout_s = room_timeout_s
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._claims = Claims()
 
     async def close(self) -> None:
         """Close every connection."""
+        self._claims.close()
         await self._session.close()
 
     async def claim(self, remote: RemotePrefill) -> bool:
         """Claim a KV cache; False when it is gone, or its engine is."""
-        url = f"http://{remote.host}:{remote.port}/kv_transfer/claim"
-        body = {"engine_id": remote.engine_id, "request_id": remote.request_id}
-        return await self._ask("POST", url, _CLAIM_TIMEOUT_S, json=body)
+        address = remote.host, remote.port
+        return await self._claims.claim(address, remote.engine_id, remote.request_id)
 
     async def meet(self, room: Room) -> bool:
         """Wait until a room's prompt is computed; False when it failed or time is over."""
         url = f"http://{room.host}:{room.port}/rooms/{room.room}"
-        return await self._ask("GET", url, self._room_timeout_s)
-
-    async def _ask(self, method: str, url: str, timeout_s: float, **more: Any) -> bool:
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        timeout = aiohttp.ClientTimeout(total=self._room_timeout_s)
         try:
-            async with self._session.request(method, url, timeout=timeout, **more) as response:
+            async with self._session.get(url, timeout=timeout) as response:
                 return response.status == 200
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False

@@ -23,6 +23,7 @@ import uvloop
 from aiohttp import web
 
 from hrl_planner.errors import EngineError
+from hrl_planner.mock_engine.answers import Outbox
 from hrl_planner.mock_engine.config import EngineConfig
 from hrl_planner.mock_engine.engine import Engine, Job
 from hrl_planner.mock_engine.faults import Faults, parse_faults
@@ -32,6 +33,7 @@ from hrl_planner.mock_engine.kv_events import EventPublisher
 from hrl_planner.mock_engine.metrics import EngineMetrics
 from hrl_planner.mock_engine.model import Limits, Warmup, Worker
 from hrl_planner.mock_engine.server import Link, OpenAIServer, Parts
+from hrl_planner.mock_engine.side_channel import listen
 from hrl_planner.mock_engine.times import ProfileTimes
 from hrl_planner.profile import WorkerProfile
 from hrl_planner.prompt import PromptTokenizer, Tokenizer, WordTokenizer
@@ -100,6 +102,7 @@ class MockEngine:
         self._tokenizer: PromptTokenizer = (
             Tokenizer.load(config.server.tokenizer) if config.server.tokenizer else WordTokenizer()
         )
+        self._side_channel: asyncio.Server | None = None
         self._ending = asyncio.Event()
         self._signals = 0
 
@@ -129,8 +132,9 @@ class MockEngine:
         events = None
         if config.events.port is not None:
             events = EventPublisher(config.events, config.server.host, config.worker.block_size)
-        observers = [metrics.on_step, *([events.on_step] if events else [])]
-        engine = Engine(worker, clock, observers)
+        outbox = Outbox(clock.now)
+        observers = [outbox.on_step, metrics.on_step, *([events.on_step] if events else [])]
+        engine = Engine(worker, clock, observers, on_pause=outbox.flush)
         metrics.watch(engine)
         parts = Parts(
             identity=identity,
@@ -146,6 +150,7 @@ class MockEngine:
                 / (transfer.bandwidth_gb_per_s * 1e9)
                 / speed,
             ),
+            outbox=outbox,
             events=events,
             die=self._die_soon,
         )
@@ -184,7 +189,7 @@ class MockEngine:
     async def _listen(self, parts: Parts, runners: list[web.AppRunner]) -> dict[str, int | None]:
         server, host = OpenAIServer(parts), self._config.server.host
         port = await _start(server.app(), host, self._config.server.port, "port", runners)
-        parts.port = port
+        self._side_channel, parts.side_channel_port = await listen(host, parts.leases.claim)
         bootstrap = None
         if self._config.worker.role == "prefill":
             wanted = self._config.transfer.bootstrap_port
@@ -192,6 +197,7 @@ class MockEngine:
             bootstrap = await _start(app, host, wanted, "bootstrap-port", runners)
         return {
             "port": port,
+            "side_channel_port": parts.side_channel_port,
             "bootstrap_port": bootstrap,
             "kv_events_port": parts.events.port if parts.events else None,
             "kv_replay_port": parts.events.replay_port if parts.events else None,
@@ -244,6 +250,8 @@ class MockEngine:
     async def _close(self, parts: Parts, runners: list[web.AppRunner]) -> None:
         for runner in runners:
             await runner.cleanup()
+        if self._side_channel is not None:
+            self._side_channel.close()
         await parts.peers.close()
         if parts.events is not None:
             parts.events.close()

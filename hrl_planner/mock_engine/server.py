@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from aiohttp import HttpVersion11, web
 
-from hrl_planner.mock_engine.answers import Answer, TokenStream
+from hrl_planner.mock_engine.answers import Answer, Outbox, TokenStream
 from hrl_planner.mock_engine.asks import ApiError, Ask, decode_body, parse
 from hrl_planner.mock_engine.engine import Engine, Job
 from hrl_planner.mock_engine.faults import Faults
@@ -61,10 +61,11 @@ class Parts:
     rooms: Rooms
     peers: Peers
     link: Link
+    outbox: Outbox
     events: EventPublisher | None = None
     life: Life = Life.STARTING
     in_flight: int = 0  # requests let in and not answered to the end
-    port: int = 0
+    side_channel_port: int = 0
     faults: Faults = field(default_factory=Faults)
     on_faults: Callable[[Faults], None] | None = None  # None where faults are not allowed
     die: Callable[[], None] | None = None
@@ -74,7 +75,7 @@ class OpenAIServer:
     """Routes of one engine.
 
     Args:
-        parts: what it serves with; `life`, `port` and `faults` change while it runs.
+        parts: what it serves with; `life`, `side_channel_port` and `faults` change while it runs.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -93,7 +94,6 @@ class OpenAIServer:
                 web.get("/metrics", self._metrics),
                 web.get("/version", self._version),
                 web.post("/reset_prefix_cache", self._reset_prefix_cache),
-                web.post("/kv_transfer/claim", self._claim),
             ]
         )
         if self._parts.on_faults is not None:
@@ -178,7 +178,7 @@ class OpenAIServer:
             response.enable_chunked_encoding()
         await response.prepare(request)
         assert request.transport is not None
-        stream = TokenStream(answer, request.transport, chunked)
+        stream = TokenStream(answer, request.transport, chunked, self._parts.outbox)
         job, _ = self._job(token_ids, ask)
         job.on_token = self._mortal(stream.token)
         try:
@@ -203,7 +203,7 @@ class OpenAIServer:
         job = Job(
             isl=isl,
             osl=ask.osl,
-            blocks=block_hashes(token_ids, identity.block_size),
+            blocks=(),
             kv_blocks=-(-(isl + ask.osl) // identity.block_size),
             decodes_here=not ask.hands_over,
             token_ids=token_ids,
@@ -235,6 +235,8 @@ class OpenAIServer:
             if await self._is_prefilled_elsewhere(ask):
                 parts.engine.receive(job)
             else:
+                # Only prompts that are computed here meet the prefix cache.
+                job.blocks = block_hashes(job.token_ids, parts.identity.block_size)
                 parts.engine.compute(job)
             await ended
             done = True
@@ -274,21 +276,16 @@ class OpenAIServer:
         parts.leases.grant(request_id)
         n_blocks = -(-job.isl // identity.block_size)
         params = transfer_params(
-            parts.leases, request_id, n_blocks, identity.address, parts.port, identity.tp_size
+            parts.leases,
+            request_id,
+            n_blocks,
+            identity.address,
+            parts.side_channel_port,
+            identity.tp_size,
         )
         return {"kv_transfer_params": params}
 
     # ---- between workers
-
-    async def _claim(self, request: web.Request) -> web.Response:
-        try:
-            body = decode_body(await request.read())
-        except ApiError as error:
-            return web.json_response(error.body(), status=error.status)
-        held = self._parts.leases.claim(
-            str(body.get("engine_id", "")), str(body.get("request_id", ""))
-        )
-        return web.Response(status=200 if held else 404)
 
     async def _room(self, request: web.Request) -> web.Response:
         # The decode worker's own timeout ends this: it closes the connection.

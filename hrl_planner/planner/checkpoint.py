@@ -12,6 +12,7 @@ of another shape or not finite.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from hrl_planner.planner.network import NetShape, Network, pack
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 _MANIFEST, _CARD = "manifest.yaml", "README.md"
+_WEIGHTS = ("allocator.safetensors", "scaler.safetensors")
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -199,6 +201,16 @@ def load(folder: str | Path) -> Checkpoint:
     if manifest.scaler is not None:
         scaler = _network(path / "scaler.safetensors", manifest.scaler)
     return Checkpoint(path, manifest, allocator, scaler)
+
+
+def digest(folder: str | Path) -> str:
+    """Return what tells two checkpoints apart: a hash of manifest and weights, 16 hex digits."""
+    found = hashlib.sha256()
+    for name in (_MANIFEST, *_WEIGHTS):
+        path = Path(folder) / name
+        found.update(f"{name}\n".encode())
+        found.update(path.read_bytes() if path.is_file() else b"")
+    return found.hexdigest()[:16]
 
 
 def save(

@@ -34,6 +34,7 @@ from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Policy
 _log = logging.getLogger(__name__)
 
 Action = Literal["hold", "plan", "rule"]
+Cause = Literal["missing", "stale", "range", "network", "prior"]
 _STALE_S = 60.0
 _MARGIN = 0.1  # of a feature's range: how far outside is still inside
 _LEAST_MARGIN = 0.05
@@ -47,12 +48,15 @@ class Intervention:
         t_s: when.
         level: `allocator` or `scaler`.
         action: what was done instead.
+        cause: why, in one of a few words: metrics missing or stale, a feature out of range, the
+            network or the planner it corrects failed.
         reason: why, for people.
     """
 
     t_s: float
     level: str
     action: Action
+    cause: Cause
     reason: str
 
 
@@ -139,6 +143,15 @@ def stale(observation: ClusterObservation) -> str | None:
     return f"the newest metrics are {known.min():.0f} s old"
 
 
+def _blind(observation: ClusterObservation) -> tuple[Cause, str] | None:
+    """Return why metrics cannot be decided on; None if they can."""
+    why = missing(observation)
+    if why is not None:
+        return "missing", why
+    why = stale(observation)
+    return None if why is None else ("stale", why)
+
+
 def hold(observation: ClusterObservation, reason: str) -> Plan:
     """Return a plan that changes nothing."""
     return Plan(np.maximum(current_targets(observation), 0), reason=f"hold: {reason}")
@@ -175,22 +188,23 @@ class ShieldedAllocator:
         """Follow the network, or say why not."""
         # The prior sees every observation, also those it is not asked about: it keeps the demand.
         plan, failure = _attempt(lambda: self._learned.planned(observation))
-        why = missing(observation)
-        if why is not None and plan is not None:
-            return self._instead(observation, "hold", why, plan)
-        why = why or stale(observation)
-        if why is not None:
-            return self._instead(observation, "hold", why, hold(observation, why))
+        blind = _blind(observation)
+        if blind is not None:
+            held = (
+                plan if blind[0] == "missing" and plan is not None else hold(observation, blind[1])
+            )
+            return self._instead(observation, "hold", *blind, held)
         if plan is None:
             return self._by_rule(observation, failure)
+        cause: Cause = "range"
         try:
             vector = self._learned.vector(observation, plan)
             why = self._check.outside(*self._learned.reader.rows(vector))
             if why is None:
                 return self._learned.correct(observation, plan, vector)
         except Exception as error:  # whatever a network or an odd observation can raise
-            why = f"{type(error).__name__}: {error}"
-        return self._instead(observation, "plan", why, plan)
+            cause, why = "network", f"{type(error).__name__}: {error}"
+        return self._instead(observation, "plan", cause, why, plan)
 
     def listen(self, observation: ClusterObservation) -> FloatArray | None:
         """Let the prior see what happens between two decisions; it must not stop the loop."""
@@ -203,14 +217,14 @@ class ShieldedAllocator:
     def _by_rule(self, observation: ClusterObservation, failure: str) -> Plan:
         plan, failure_2 = _attempt(lambda: self._rule.decide(observation))
         if plan is not None:
-            return self._instead(observation, "rule", f"the LP failed: {failure}", plan)
+            return self._instead(observation, "rule", "prior", f"the LP failed: {failure}", plan)
         why = f"the LP failed: {failure}; the rule failed: {failure_2}"
-        return self._instead(observation, "hold", why, hold(observation, why))
+        return self._instead(observation, "hold", "prior", why, hold(observation, why))
 
     def _instead(
-        self, observation: ClusterObservation, action: Action, why: str, plan: Plan
+        self, observation: ClusterObservation, action: Action, cause: Cause, why: str, plan: Plan
     ) -> Plan:
-        self._log.add(Intervention(observation.now_s, "allocator", action, why))
+        self._log.add(Intervention(observation.now_s, "allocator", action, cause, why))
         return Plan(plan.replicas, plan.flows, reason=f"shield, {action}: {why}; {plan.reason}")
 
 
@@ -244,9 +258,10 @@ class ShieldedScaler:
     def decide(self, observation: ClusterObservation) -> Plan:
         """Follow the network, or say why not."""
         fallback, failure = _attempt(lambda: self._rule.decide(observation))
-        why = missing(observation) or stale(observation)
-        if why is not None:
-            return self._instead(observation, "hold", why, hold(observation, why))
+        blind = _blind(observation)
+        if blind is not None:
+            return self._instead(observation, "hold", *blind, hold(observation, blind[1]))
+        cause: Cause = "range"
         try:
             reader = self._learned.reader
             wish = current_targets(observation) if fallback is None else fallback.replicas
@@ -254,16 +269,16 @@ class ShieldedScaler:
             if why is None:
                 return self._learned.decide(observation)
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
+            cause, why = "network", f"{type(error).__name__}: {error}"
         if fallback is None:
             why = f"{why}; the rule failed: {failure}"
-            return self._instead(observation, "hold", why, hold(observation, why))
-        return self._instead(observation, "rule", why, fallback)
+            return self._instead(observation, "hold", cause, why, hold(observation, why))
+        return self._instead(observation, "rule", cause, why, fallback)
 
     def _instead(
-        self, observation: ClusterObservation, action: Action, why: str, plan: Plan
+        self, observation: ClusterObservation, action: Action, cause: Cause, why: str, plan: Plan
     ) -> Plan:
-        self._log.add(Intervention(observation.now_s, "scaler", action, why))
+        self._log.add(Intervention(observation.now_s, "scaler", action, cause, why))
         return Plan(plan.replicas, reason=f"shield, {action}: {why}")
 
 

@@ -42,9 +42,7 @@ class PromptHasher:
         if type(value) is list and value and type(value[0]) is int:
             return self._of_ids(value)
         ids = None if is_chat(prompt) else given_ids(prompt)
-        if ids is None and isinstance(self._tokenizer, WordTokenizer):
-            ids = self._tokenizer.prompt_ids(prompt)  # holds the GIL: a thread would not help
-        elif ids is None and self._tokenizer is not None:
+        if ids is None and self._tokenizer is not None:
             ids = await prompt_ids_async(self._tokenizer, prompt)
         if ids is None:
             return blocks_of_text(prompt_text(prompt), self._block_tokens)
