@@ -54,7 +54,7 @@ def test_one_heartbeat_holds_all_and_is_all_that_is_renewed(place: Place) -> Non
     assert first.keep(ALL) == set(ALL)
     versions = {n: x.metadata.resource_version for n, x in place.leases("x").read_all().items()}
     for _ in range(6):
-        place.now_s += 5.0
+        place.now_s += 4.0
         assert first.keep(ALL) == set(ALL)
         assert second.keep(ALL) == set()
     after = {n: x.metadata.resource_version for n, x in place.leases("x").read_all().items()}
@@ -65,12 +65,21 @@ def test_a_process_that_died_is_followed_once_its_heartbeat_ran_out(place: Place
     first, second = place.many("first"), place.many("second")
     first.keep(ALL)
     assert second.keep(ALL) == set()
-    place.now_s += 14.0
+    place.now_s += 9.0
     assert second.keep(ALL) == set()
     place.now_s += 2.0
     assert second.keep(ALL) == set(ALL)
     assert "hrl-planner-process-first" not in place.names()
     assert first.keep(ALL) == set(), "it was only asleep, and finds that it has lost all"
+
+
+def test_a_time_in_which_nobody_could_look_is_no_reason_to_take_over(place: Place) -> None:
+    first, second = place.many("first"), place.many("second")
+    first.keep(ALL)
+    assert second.keep(ALL) == set()
+    place.now_s += 20.0
+    assert second.keep(ALL) == set(), "the first may be about to renew"
+    assert first.keep(ALL) == set(ALL)
 
 
 def test_whoever_stops_lets_go_of_all_at_once(place: Place) -> None:
@@ -90,10 +99,12 @@ def test_a_process_of_one_planner_and_one_of_all_never_lead_the_same(
         assert many.keep(ALL) == set(ALL)
         for _ in range(4):
             assert single.keep([ONE]) == set()
-            place.now_s += 5.0
+            place.now_s += 4.0
             many.keep(ALL)
         assert single.keep([ONE]) == set()
-        place.now_s += 16.0
+        place.now_s += 6.0
+        assert single.keep([ONE]) == set()
+        place.now_s += 5.0
         assert single.keep([ONE]) == {ONE}
     else:
         assert single.keep([ONE]) == {ONE}
@@ -124,10 +135,10 @@ def test_who_was_cut_off_leads_nothing_before_others_may(place: Place) -> None:
     elector.keep_once()
     assert elector.leads(ONE)
     keeper.away = True
-    place.now_s += 9.0
+    place.now_s += 6.0
     elector.keep_once()
     assert elector.leads(ONE)
-    place.now_s += 2.0
+    place.now_s += 1.0
     assert not elector.leads(ONE)
     keeper.away = False
     elector.keep_once()

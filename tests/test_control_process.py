@@ -107,12 +107,12 @@ def test_a_lease_is_taken_over_only_when_it_was_not_renewed(
     other = Lease(Leases(api, namespace, "other", lambda: now[0]), "one")
     assert mine.hold()
     assert not other.hold()
-    now[0] = 14.0
+    now[0] = 9.0
     assert mine.hold()
     assert not other.hold()
-    now[0] = 28.0
+    now[0] = 18.0
     assert not other.hold()
-    now[0] = 30.0
+    now[0] = 20.0
     assert other.hold()
     assert not mine.hold()
 

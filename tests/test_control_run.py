@@ -30,6 +30,8 @@ class Told:
     act: Callable[[], None] = lambda: None
     interval_s: float = 0.02
     rounds: int = 0
+    looks: int = 0
+    followed: threading.Event = field(default_factory=threading.Event)
     several: threading.Event = field(default_factory=threading.Event)
 
     def round(self) -> Done:
@@ -38,6 +40,11 @@ class Told:
             self.several.set()
         self.act()
         return Done()
+
+    def follow(self) -> None:
+        self.looks += 1
+        if self.looks >= 3:
+            self.followed.set()
 
 
 @dataclass
@@ -125,6 +132,16 @@ def test_planners_that_come_begin_and_those_that_go_end() -> None:
         assert first.rounds == ended
     assert election.wanted == ("hrl-planner-local-second",)
     assert heard.leaders == {"second": True}
+
+
+def test_who_does_not_lead_looks_and_acts_as_soon_as_it_does() -> None:
+    planner = Told("p", interval_s=0.02)
+    election = Leads(frozenset({"hrl-planner-local-p"}))
+    with running(Runner(lambda: keyed(planner), election)) as log:
+        assert planner.followed.wait(PATIENCE_S)
+        assert planner.rounds == 0 and log.getvalue() == ""
+        election.not_ours = frozenset()
+        assert planner.several.wait(PATIENCE_S)
 
 
 def test_only_who_leads_makes_rounds() -> None:

@@ -122,6 +122,17 @@ def test_a_decision_that_the_policy_did_not_make_is_found(tmp_path: Path, site: 
     assert forged["name"] in again[-1].differences[0]
 
 
+def test_profiles_with_other_numbers_are_named(tmp_path: Path, site: MakeSite) -> None:
+    path = tmp_path / "log"
+    site(path, SPEC, scaler="quota").run(1)
+    cluster, first, *rest = map(json.loads, path.read_text().splitlines())
+    cluster["profiles"][SPEC.pools[0].profile] = "0" * 16
+    first["decision"]["replicas"][SPEC.pools[0].name] += 1
+    path.write_text("".join(json.dumps(line) + "\n" for line in (cluster, first, *rest)))
+    words = repeated(path)[0].differences
+    assert words[0] == f"other numbers here in profile {SPEC.pools[0].profile}"
+
+
 def test_another_policy_tells_what_it_would_have_done(tmp_path: Path, site: MakeSite) -> None:
     where = site(tmp_path / "log", SPEC, scaler="quota")
     where.run(13)

@@ -41,7 +41,9 @@ def nested(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def test_the_checked_in_definitions_are_those_the_models_make() -> None:
     made = {name: to_yaml(definition) for name, definition in definitions().items()}
-    assert {p.name: p.read_text(encoding="utf-8") for p in CHECKED_IN.glob("*.yaml")} == made
+    assert {
+        p.name: p.read_text(encoding="utf-8") for p in CHECKED_IN.glob("hrl-planner.io_*.yaml")
+    } == made
 
 
 def test_every_field_is_structural() -> None:
@@ -93,3 +95,11 @@ def test_a_pool_without_gpu_count_has_an_unknown_cost_of_every_bounded_resource(
     account = accounts_of(group, [unknown])[0]
     assert account.cost[unknown.spec.gpu_type] is None
     assert set(budget_of(group)) >= {unknown.spec.gpu_type}
+
+
+def test_a_pool_that_is_gone_takes_the_grids_that_name_it_along() -> None:
+    spec = ClusterSpec.load("small")
+    group, pools = objects(spec)
+    left = [pool for pool in pools if pool.name != "decode-h100"]
+    assert cluster_spec_of(group, pools).router.decode_grid == spec.router.decode_grid
+    assert cluster_spec_of(group, left).router.decode_grid is None

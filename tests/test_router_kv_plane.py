@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hrl_planner.errors import RouterError
 from hrl_planner.router.discovery.base import Worker
 from hrl_planner.router.kv import FeedState, KvIndex, blocks_of_ids
 from hrl_planner.router.kv.plane.records import Source, SourceName, find
+from hrl_planner.router.kv.plane.recovery import ask
 from tests.dynamo_publisher import ENDPOINT, DynamoPublisher, dynamo_publisher
 from tests.kv_publisher import until
 
@@ -257,6 +259,76 @@ def test_without_the_store_a_worker_on_the_plane_is_approximate(caplog: Any) -> 
 def test_what_is_no_name_of_a_worker_is_refused(name: str) -> None:
     with pytest.raises(RouterError, match="NAMESPACE"):
         SourceName.parse(name)
+
+
+# The question for missed events, asked of workers that do not answer as they should
+
+
+@contextlib.asynccontextmanager
+async def request_plane(
+    acknowledge: bytes, answers: Callable[[str, int, str], Coroutine[Any, Any, None]]
+) -> AsyncIterator[str]:
+    """A worker's request plane; yields the target to ask. `answers` gets host, port, subject."""
+
+    async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for width in (2, 2):
+            await reader.readexactly(int.from_bytes(await reader.readexactly(width), "big"))
+        payload = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
+        header = json.loads(payload[24 : 24 + int.from_bytes(payload[:8], "big")])
+        way_back = json.loads(header["connection_info"]["info"])
+        host, _, port = way_back["address"].rpartition(":")
+        writer.write(len(acknowledge).to_bytes(4, "big") + acknowledge)
+        await answers(host, int(port), way_back["subject"])
+        writer.close()
+
+    server = await asyncio.start_server(asked, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}/a/path"
+
+
+def two_parts(header: Any, body: bytes = b"") -> bytes:
+    encoded = json.dumps(header).encode()
+    return struct.pack(">QQQ", len(encoded), len(body), 0) + encoded + body
+
+
+async def say(host: str, port: int, *parts: bytes) -> None:
+    _, writer = await asyncio.open_connection(host, port)
+    writer.write(b"".join(parts))
+    writer.close()
+    await writer.wait_closed()
+
+
+@async_test
+async def test_strangers_on_the_way_back_are_ignored() -> None:
+    async def answers(host: str, port: int, subject: str) -> None:
+        await say(host, port, b"GET / HTTP/1.1\r\n\r\n")
+        await say(host, port, two_parts({"subject": "another"}), two_parts({"error": None}))
+        told = two_parts({"subject": subject}), two_parts({"error": None}), two_parts("", b"yes")
+        await say(host, port, *told)
+
+    async with request_plane(b"", answers) as target:
+        assert await ask(target, {}, timeout_s=10.0) == b"yes"
+
+
+@pytest.mark.parametrize(
+    ("acknowledge", "prologue", "error", "says"),
+    [
+        (b"no such path", None, ValueError, "no such path"),
+        (b"", {"error": "the tree is busy"}, ValueError, "the tree is busy"),
+        (b"", None, TimeoutError, "no answer within 0.2 s"),
+    ],
+)
+@async_test
+async def test_a_worker_without_an_answer_is_an_error(
+    acknowledge: bytes, prologue: Any, error: type[Exception], says: str
+) -> None:
+    async def answers(host: str, port: int, subject: str) -> None:
+        if prologue is not None:
+            await say(host, port, two_parts({"subject": subject}), two_parts(prologue))
+
+    async with request_plane(acknowledge, answers) as target:
+        with pytest.raises(error, match=says):
+            await ask(target, {}, timeout_s=0.2)
 
 
 # Dynamo's mocker, a whole worker of its own (`make dynamo-venv`)

@@ -11,8 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hrl_planner.collect import Collector, PageSource, PoolWorker, Replicas, Source, Target
@@ -70,15 +69,17 @@ class CollectedMetrics:
         self._thread.join()
         self._loop.close()
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         """Return rows per pool and per SLO class, see `PoolMetrics`."""
-        seen = self._wait_for(self._look(spec))
+        seen = self._wait_for(self._look(spec, serving))
         return seen.pools, seen.classes
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_ANSWER_S)
 
-    async def _look(self, spec: ClusterSpec) -> ClusterObservation:
+    async def _look(self, spec: ClusterSpec, serving: Mapping[str, int]) -> ClusterObservation:
         await self._forget()
         listening = self._listening.get(spec.name)
         if listening is None or (spec is not listening.spec and spec != listening.spec):
@@ -89,7 +90,9 @@ class CollectedMetrics:
             self._listening[spec.name] = listening
             if before is not None:
                 await before.close()
-        return await listening.look()
+        if not self._known_once.is_set():  # no pool is known to have no workers
+            serving = {name: max(count, 1) for name, count in serving.items()}
+        return await listening.look(serving)
 
     async def _forget(self) -> None:
         """End listening to groups that nobody plans for any more."""
@@ -100,9 +103,14 @@ class CollectedMetrics:
 
     async def _follow_in_background(self) -> None:
         self._following = asyncio.create_task(self._follow())
-        try:
-            await asyncio.wait_for(self._known_once.wait(), _FIRST_S)
-        except TimeoutError:
+        known = asyncio.create_task(self._known_once.wait())
+        done, _ = await asyncio.wait(
+            {self._following, known}, timeout=_FIRST_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        known.cancel()
+        if self._following in done:
+            self._following.result()  # it never ends but by an error
+        elif not done:
             log.warning("no workers are known after %g s", _FIRST_S)
 
     async def _follow(self) -> None:
@@ -161,18 +169,15 @@ class _Listening:
 
     def watch(self, workers: Collection[PoolWorker], routers: Collection[Target]) -> None:
         """Say who serves now."""
-        pools = {pool.name for pool in self.spec.pools}
-        # How many serve and start, planners know from the API server and put in themselves; here
-        # it matters only that a pool whose workers are known is not one nobody told of.
-        seen = Counter(worker.pool for worker in workers if worker.pool in pools)
-        self._replicas = {name: Replicas(0, 0, seen[name]) for name in pools}
         self._collector.watch(workers, routers)
 
-    async def look(self) -> ClusterObservation:
+    async def look(self, serving: Mapping[str, int]) -> ClusterObservation:
         """Return what is known; the first looks wait for the first pages."""
         self.looked_s = time.monotonic()
         await asyncio.wait({self._began})
-        return self._collector.observe(self._replicas)
+        # What else is known of replicas, planners put in themselves.
+        replicas = {pool.name: Replicas(0, 0, serving[pool.name]) for pool in self.spec.pools}
+        return self._collector.observe(replicas)
 
     async def close(self) -> None:
         """Stop asking."""

@@ -14,7 +14,10 @@ from hrl_planner.control.planned import plannable, planned
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import cluster_spec_of
-from hrl_planner.kube.resources import ServingGroup
+from hrl_planner.kube.resources import ServingGroup, WorkerPool
+
+# The first window is half empty, and so is what a policy makes of it (`FluidPlanner` waits, too).
+_YOUNG_WINDOWS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,10 @@ class Allocator:
 class Scaler:
     """The local level: decides the replicas of one pool.
 
+    A policy that is new, because this planner has just begun to lead or the cluster has changed,
+    knows neither what was changed a moment ago nor a whole window of metrics. Until it does it may
+    add replicas and release none.
+
     Args:
         metrics: what is known of the traffic.
     """
@@ -94,22 +101,33 @@ class Scaler:
 
     def want(self, group: ServingGroup, listed: PoolList, name: str, now_s: float) -> Want:
         """Return the replicas a pool should have, and why; errors as for `Allocator.plan`."""
+        pool = next(pool for pool in listed.pools if pool.name == name)
         try:
             made = self._ask(group, listed, name, now_s)
         except HrlPlannerError:
             if not decides_nothing(group):
                 raise
-            pool = next(pool for pool in listed.pools if pool.name == name)
             return Want(pool.spec.quota or 0, WHOLE_QUOTA)
-        return Want(made.replicas[name], made.plan.reason, made)
+        if decides_nothing(group):
+            return Want(made.replicas[name], made.plan.reason, made)
+        return self._kept(made, pool)
 
     def _ask(self, group: ServingGroup, listed: PoolList, name: str, now_s: float) -> Decision:
         fit, left_out = plannable(group, listed)
         if name in left_out:
             raise HrlPlannerError(f"workerpool {name}: {left_out[name]}")
-        spec = cluster_spec_of(group, fit, left_out)
+        spec = cluster_spec_of(group, fit)
         observation = observe(spec, fit, self._metrics, now_s)
         return self._decider.decide(spec, Choice.of(group.spec.policy, "scaler"), observation)
+
+    def _kept(self, made: Decision, pool: WorkerPool) -> Want:
+        """Return what was decided, without what a policy that is new would release."""
+        wanted, reason = made.replicas[pool.name], made.plan.reason
+        has = min(pool.status.desired or 0, pool.spec.quota or 0)
+        age_s = made.observation.now_s - self._decider.made_s
+        if wanted < has and age_s < _YOUNG_WINDOWS * made.spec.intervals.window_s:
+            return Want(has, f"{reason}: {wanted}, but too new to release replicas", made)
+        return Want(wanted, reason, made)
 
 
 def decides_nothing(group: ServingGroup) -> bool:

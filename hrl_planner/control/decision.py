@@ -126,8 +126,20 @@ class Decision:
         return seen.ttft_attainment * seen.itl_attainment
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What a planner saw and decided while another one led; nothing comes of it but memory."""
+
+    group: str
+    decision: Decision | None
+
+
 class Decider:
-    """A policy with its memory: made anew when the cluster or the choice of policy has changed."""
+    """A policy with its memory: made anew when the cluster or the choice of policy has changed.
+
+    Attributes:
+        made_s: by the observations' clock, since when there is this policy.
+    """
 
     def __init__(self) -> None:
         """See the class."""
@@ -136,6 +148,7 @@ class Decider:
         self._shield = Interventions()
         self._digest = ""
         self._turn = 0
+        self.made_s = 0.0
 
     def decide(
         self, spec: ClusterSpec, choice: Choice, observation: ClusterObservation
@@ -162,7 +175,7 @@ class Decider:
         Raises:
             HrlPlannerError: as `decide`.
         """
-        if not isinstance(self._for(spec, choice), Listener):
+        if not isinstance(self._for(spec, choice, observation.now_s), Listener):
             return None
 
         def ask(policy: Policy) -> Plan:
@@ -180,7 +193,7 @@ class Decider:
         ask: Callable[[Policy], Plan],
     ) -> Decision:
         began_s = time.perf_counter()
-        policy = self._for(spec, choice)
+        policy = self._for(spec, choice, observation.now_s)
         self._policy = None
         self._shield.latest = []
         plan = ask(policy)
@@ -190,10 +203,10 @@ class Decider:
         took_s = time.perf_counter() - began_s
         return Decision(choice, asked, self._digest, turn, spec, observation, plan, told, took_s)
 
-    def _for(self, spec: ClusterSpec, choice: Choice) -> Policy:
+    def _for(self, spec: ClusterSpec, choice: Choice, now_s: float) -> Policy:
         """Return the policy there is, or a new one where it is for something else."""
         if self._policy is None or self._made_for != (spec, choice):
-            self._turn = 0
+            self._turn, self.made_s = 0, now_s
             self._shield = Interventions()
             self._policy = None
             policy = _make(choice, self._shield)

@@ -1,6 +1,6 @@
 """Leader election of a process' planners, in a thread of its own so that no round delays it.
 
-`EachItsOwn` renews a lease per planner: two requests every five seconds, for processes of one or
+`EachItsOwn` renews a lease per planner: two requests every two seconds, for processes of one or
 two planners. `OneHeartbeat` is for hundreds: it renews one lease, and holds the others by naming
 that one in them, which takes a write per planner once. Either way there is one lease per planner,
 whoever runs it, so no two processes lead the same planner, however many each of them runs.
@@ -23,7 +23,8 @@ from urllib3.exceptions import HTTPError
 from hrl_planner.control.lease import DURATION_S, Lease, Leases
 from hrl_planner.errors import HrlPlannerError
 
-RENEW_S = DURATION_S / 3.0
+# Whoever leads renews so often, and whoever does not looks so often whether it may.
+RENEW_S = DURATION_S / 5.0
 _BELIEVED_S = DURATION_S * 2.0 / 3.0
 # After a failure: whoever was cut off acts again soon after the server is back.
 _RETRY_S = 1.0

@@ -2,7 +2,8 @@
 
 Election keeps planners out of each other's way; the budget does not depend on it. A lease is
 taken over when its holder has not renewed it for its duration *by our own clock*, counted from
-when we saw it change last, so clocks of different machines need not agree.
+when we saw it change last, so clocks of different machines need not agree; a time in which we could
+not look does not count.
 
 A holder is a process by its name, which renews the lease; or `lease/NAME`: whoever holds that other
 lease, for as long as it is renewed. So a process of hundreds of planners renews one lease, its
@@ -21,7 +22,8 @@ from kubernetes import client
 
 from hrl_planner.control.requests import kube_error
 
-DURATION_S = 15.0
+# Two leaders do no harm (the ledger), so that a dead one may be replaced soon.
+DURATION_S = 10.0
 _TIMEOUT_S = 5.0
 _BY_HEARTBEAT = "lease/"
 _log = logging.getLogger(__name__)
@@ -56,7 +58,8 @@ class Leases:
         self._api = client.CoordinationV1Api(api)
         self._namespace = namespace
         self._clock, self._duration_s = clock, duration_s
-        self._seen: dict[str, tuple[str, float]] = {}  # version of a lease, and since when
+        # Version of a lease, since when, and when it was looked at last.
+        self._seen: dict[str, tuple[str, float, float]] = {}
 
     def read(self, name: str) -> Any | None:
         """Return a lease, or None if there is none."""
@@ -142,10 +145,13 @@ class Leases:
         return True
 
     def _ran_out(self, lease: Any) -> bool:
-        name, version = lease.metadata.name, lease.metadata.resource_version
-        if self._seen.get(name, ("", 0.0))[0] != version:
-            self._seen[name] = (version, self._clock())
-        return self._clock() - self._seen[name][1] >= self._duration_s
+        name, version, now_s = lease.metadata.name, lease.metadata.resource_version, self._clock()
+        seen, since_s, looked_s = self._seen.get(name, ("", now_s, now_s))
+        # While the API server was away nobody could renew: that says nothing of the holder.
+        if seen != version or now_s - looked_s >= self._duration_s:
+            since_s = now_s
+        self._seen[name] = (version, since_s, now_s)
+        return now_s - since_s >= self._duration_s
 
 
 class Lease:

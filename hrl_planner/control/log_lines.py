@@ -165,13 +165,13 @@ class RoundLine(_Model):
     level: Literal["global", "local"]
     name: str = Field(description="of the group, or of the pool")
     group: str
-    mode: str
+    mode: str = Field(description="active, shadow; standby: another process leads")
     took_s: float
     decision: DecisionLine | None = Field(None, description="absent: none was due, or see error")
     error: str = Field("", description="why there is no decision")
     waits: dict[str, str] = Field({}, description="by pool, why it has not got what was decided")
     written: list[str] = Field([], description="writes that the API server accepted")
-    quotas: dict[str, int | None] = Field(description="by pool, at the end of the round")
+    quotas: dict[str, int | None] = Field({}, description="by pool, at the end of the round")
     used: dict[str, float | None] = Field(
         {}, description="global: of each resource, granted or held; null: unknown"
     )

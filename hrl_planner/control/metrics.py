@@ -6,7 +6,7 @@ from here. What is unknown is NaN, and the policies know what to do without it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,17 +24,26 @@ from hrl_planner.spec import ClusterSpec
 class PoolMetrics(Protocol):
     """A source of metrics."""
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         """Return rows per pool and per SLO class; NaN where nothing is known.
 
         Their shapes are (P, len(POOL_FIELDS)) and (C, len(CLASS_FIELDS)).
+
+        Args:
+            spec: the cluster.
+            serving: replicas that serve, by pool, from elsewhere: a pool that has some, none of
+                which is heard, has unknown traffic; one that has none has none.
         """
 
 
 class NoMetrics:
     """Nothing is known of the traffic."""
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         """Return rows of NaN."""
         return (
             np.full((len(spec.pools), len(POOL_FIELDS)), np.nan),
@@ -46,7 +55,9 @@ def observe(
     spec: ClusterSpec, pools: Sequence[WorkerPool], metrics: PoolMetrics, now_s: float
 ) -> ClusterObservation:
     """Return what the policies see: replicas from the pools' statuses, the rest from metrics."""
-    rows, classes = metrics.look(spec)
+    # A pool that never reported may serve anything.
+    serving = {p.name: 1 if p.status.desired is None else p.status.ready for p in pools}
+    rows, classes = metrics.look(spec, serving)
     rows, classes = _legible(rows), _legible(classes)
     by_name = {pool.name: pool for pool in pools}
     for row, described in zip(rows, spec.pools, strict=True):

@@ -71,8 +71,7 @@ def planned(group: ServingGroup, listed: PoolList) -> Planned:
     if not fit:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise HrlPlannerError(f"no pool can be planned for{': ' + reasons if reasons else ''}")
-    absent = {a.name for a in books} - {pool.name for pool in fit}
-    described = cluster_spec_of(group, fit, absent)
+    described = cluster_spec_of(group, fit)
     if not others:
         return Planned(fit, left_out, described, described)
     pools = [

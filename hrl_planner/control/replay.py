@@ -108,6 +108,8 @@ class Replayer:
             return Again("same", (), made, same_policy)
         if choice == before and made.digest != logged.digest:
             differences = (f"checkpoint {logged.digest} is now {made.digest}", *differences)
+        if others := entry.cluster.other_profiles():
+            differences = (f"other numbers here in profile {', '.join(others)}", *differences)
         verdict: Verdict = "different" if whole or not same_policy else "unsettled"
         return Again(verdict, differences, made, same_policy)
 

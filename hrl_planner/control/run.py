@@ -54,6 +54,9 @@ class Planner(Protocol):
     def round(self) -> Any:
         """Look, decide, write; say what was seen and done."""
 
+    def follow(self) -> Any:
+        """Look and decide as in a round and write nothing, in order to go on where another ends."""
+
 
 class Election(Protocol):
     """Says which planners this process leads."""
@@ -76,6 +79,9 @@ class Audience(Protocol):
     def rounded(self, level: str, name: str, done: Any, took_s: float) -> None:
         """Hear of a round."""
 
+    def followed(self, level: str, name: str, done: Any, took_s: float) -> None:
+        """Hear of what a planner that does not lead has seen."""
+
     def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
         """Hear of a round that came to no end, perhaps as there is nothing to plan for any more."""
 
@@ -87,15 +93,17 @@ class Audience(Protocol):
 class _Task:
     planner: Planner
     next_s: float = -math.inf
+    follow_s: float = -math.inf
     last_s: float = -math.inf
     woken: bool = False
     running: bool = False
     complaint: str = ""
 
-    def due_s(self) -> float:
-        """Return when its next round should be."""
-        early_s = self.last_s + _LEAST_S if self.woken else math.inf
-        return math.inf if self.running else min(self.next_s, early_s)
+    def due_s(self, *, leads: bool) -> float:
+        """Return when its next round should be, or its next look if another leads."""
+        early_s = self.last_s + _LEAST_S if self.woken and leads else math.inf
+        next_s = self.next_s if leads else self.follow_s
+        return math.inf if self.running else min(next_s, early_s)
 
 
 class Runner:
@@ -168,14 +176,14 @@ class Runner:
     def _due(self) -> list[tuple[Key, _Task]]:
         """Return what is due, the longest due first."""
         now_s = self._clock()
-        due = [(task.due_s(), key, task) for key, task in self._led() if task.due_s() <= now_s]
-        return [(key, task) for _, key, task in sorted(due, key=lambda item: item[0])]
+        due = [(self._due_s(key, task), key, task) for key, task in self._tasks.items()]
+        return [(k, task) for at_s, k, task in sorted(due, key=lambda d: d[0]) if at_s <= now_s]
 
-    def _led(self) -> list[tuple[Key, _Task]]:
-        return [item for item in self._tasks.items() if self._election.leads(item[0].lease)]
+    def _due_s(self, key: Key, task: _Task) -> float:
+        return task.due_s(leads=self._election.leads(key.lease))
 
     def _pause_s(self) -> float:
-        next_s = min((task.due_s() for _, task in self._led()), default=math.inf)
+        next_s = min((self._due_s(*item) for item in self._tasks.items()), default=math.inf)
         return min(max(next_s - self._clock(), 0.0), _TURN_S)
 
     def _refresh(self) -> None:
@@ -213,9 +221,13 @@ class Runner:
 
     def _round(self, key: Key, task: _Task) -> None:
         began_s = self._clock()
+        leads = self._election.leads(key.lease)
         try:
-            if self._stopped or not self._election.leads(key.lease):
-                return  # it waited too long for its turn
+            if self._stopped:
+                return
+            if not leads:
+                self._audience.followed(*key, task.planner.follow(), self._clock() - began_s)
+                return
             done = task.planner.round()
             task.complaint = ""
             self._note(key, None)
@@ -233,6 +245,8 @@ class Runner:
         finally:
             with self._changed:
                 task.running, task.last_s = False, self._clock()
-                if began_s >= task.next_s:
+                if not leads:
+                    task.follow_s = task.last_s + task.planner.interval_s
+                elif began_s >= task.next_s:
                     task.next_s = task.last_s + task.planner.interval_s
                 self._changed.notify()

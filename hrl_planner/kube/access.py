@@ -75,4 +75,5 @@ def _in_a_pod() -> bool:
 
 
 def _name_of(kubeconfig: Path | None) -> str | None:
-    return None if kubeconfig is None else str(kubeconfig)
+    """Return a kubeconfig by name; the library reads the variable once, when it is imported."""
+    return os.environ.get("KUBECONFIG") if kubeconfig is None else str(kubeconfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,15 +18,8 @@ from hrl_planner.spec import ClusterSpec
 TOTAL, WATTS = "total", "watts"  # resources beside the GPU types
 
 
-def cluster_spec_of(
-    group: ServingGroup, pools: Sequence[WorkerPool], left_out: Collection[str] = ()
-) -> ClusterSpec:
+def cluster_spec_of(group: ServingGroup, pools: Sequence[WorkerPool]) -> ClusterSpec:
     """Return the cluster that a group and its pools describe.
-
-    Args:
-        group: it.
-        pools: of it.
-        left_out: pools that the router's grids may name although they are not given.
 
     Raises:
         SpecError: if they describe none, with the field and the value.
@@ -39,7 +32,7 @@ def cluster_spec_of(
             "pools": [_plain(pool.spec.to_pool(pool.name)) for pool in pools],
             "budget": _plain(spec.budget),
             "slo_classes": [_plain(item) for item in spec.slo_classes],
-            "router": _plain(_router(spec.router, left_out)),
+            "router": _plain(_router(spec.router, pools)),
             "intervals": _plain(spec.intervals),
             "kv_transfer": _plain(spec.kv_transfer),
             "kv_block_tokens": spec.kv_block_tokens,
@@ -49,11 +42,14 @@ def cluster_spec_of(
     )
 
 
-def _router(router: Router, left_out: Collection[str]) -> Router:
-    """Return a router without grids that name pools left out; planners do not read them."""
+def _router(router: Router, pools: Sequence[WorkerPool]) -> Router:
+    """Return a router without grids that name pools there are not; planners do not read them.
+
+    A pool that was deleted, or cannot be planned for, must not stop planning for the others.
+    """
     grids = [grid for grid in (router.prefill_grid, router.decode_grid) if grid is not None]
     named = {name for grid in grids for row in grid.pools for name in row}
-    if not named & set(left_out):
+    if named <= {pool.name for pool in pools}:
         return router
     return router.model_copy(update={"kind": "kv_slo", "prefill_grid": None, "decode_grid": None})
 

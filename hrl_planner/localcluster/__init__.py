@@ -7,9 +7,10 @@ For tests and demonstrations. `ControlPlane` starts etcd and Kubernetes' own ser
 from hrl_planner.localcluster.binaries import KubeBinaries, find_binaries, obtain_binaries
 from hrl_planner.localcluster.controlplane import ControlPlane
 from hrl_planner.localcluster.kubelet import GPU_RESOURCE, GPU_TYPE_LABEL, Kubelet, Node
-from hrl_planner.localcluster.podspec import STARTUP_ANNOTATION
+from hrl_planner.localcluster.podspec import DRAIN_ANNOTATION, STARTUP_ANNOTATION
 
 __all__ = [
+    "DRAIN_ANNOTATION",
     "GPU_RESOURCE",
     "GPU_TYPE_LABEL",
     "STARTUP_ANNOTATION",

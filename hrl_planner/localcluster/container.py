@@ -259,12 +259,15 @@ class ProcessContainer:
 
 
 class StandIn:
-    """A container without a process: running and ready at once, gone when asked."""
+    """A container without a process: running and ready at once, gone a while after it is asked."""
 
-    def __init__(self, name: str, image: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, image: str, changed: Callable[[], None], drain_s: float = 0.0
+    ) -> None:
         self.name = name
         self._status = _Status(name, image)
         self._changed = changed
+        self._drain_s = drain_s
         self._stopping = asyncio.Event()
 
     def status(self) -> dict[str, Any]:
@@ -280,7 +283,8 @@ class StandIn:
         self._status.terminated(0)
 
     async def terminate(self, grace_s: float) -> None:
-        """End at once, whatever the grace."""
+        """End after its drain, or its grace."""
+        await asyncio.sleep(min(self._drain_s, grace_s))
         self._stopping.set()
 
 

@@ -7,6 +7,7 @@ and not in the middle of the first requests. What is compiled lies on disk for a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from hrl_planner.spec import ClusterSpec
 class _Light:
     """Metrics of a cluster with next to nothing to do."""
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         tables = []
         for fields, count in ((POOL_FIELDS, spec.pools), (CLASS_FIELDS, spec.slo_classes)):
             row = np.zeros(len(fields))

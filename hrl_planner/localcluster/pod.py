@@ -25,7 +25,12 @@ from hrl_planner.localcluster.container import (
     now,
 )
 from hrl_planner.localcluster.credentials import Credentials
-from hrl_planner.localcluster.podspec import UnrunnableError, container_specs, startup_delay_s
+from hrl_planner.localcluster.podspec import (
+    UnrunnableError,
+    container_specs,
+    drain_s,
+    startup_delay_s,
+)
 from hrl_planner.localcluster.volumes import Volume, volumes_of
 
 _log = logging.getLogger(__name__)
@@ -126,7 +131,7 @@ class Pod:
         spec = self._pod["spec"]
         if not self._host.processes:
             return [
-                StandIn(c["name"], c.get("image", ""), self._changed.set)
+                StandIn(c["name"], c.get("image", ""), self._changed.set, drain_s(self._pod))
                 for c in spec["containers"]
             ]
         directory = self._directory()

@@ -18,6 +18,9 @@ from hrl_planner.localcluster.volumes import Mount, at_folders, mounts_of
 # Seconds between a pod's arrival on its node and the start of its processes: what pulling an image
 # and loading weights take in a real cluster.
 STARTUP_ANNOTATION = "localcluster.hrl-planner.io/startup-s"
+# Seconds a pod without processes takes to end, or its grace period if that is shorter: what
+# finishing the requests of a worker takes.
+DRAIN_ANNOTATION = "localcluster.hrl-planner.io/drain-s"
 
 # A pod with these would not do what it says.
 _UNSUPPORTED = ("initContainers",)
@@ -72,11 +75,20 @@ class ContainerSpec:
 
 def startup_delay_s(pod: Mapping[str, Any]) -> float:
     """How long the pod's start-up annotation says to wait; 0 without it."""
-    text = (pod["metadata"].get("annotations") or {}).get(STARTUP_ANNOTATION, "0")
+    return _seconds(pod, STARTUP_ANNOTATION)
+
+
+def drain_s(pod: Mapping[str, Any]) -> float:
+    """How long the pod's drain annotation says that its end takes; 0 without it."""
+    return _seconds(pod, DRAIN_ANNOTATION)
+
+
+def _seconds(pod: Mapping[str, Any], annotation: str) -> float:
+    text = (pod["metadata"].get("annotations") or {}).get(annotation, "0")
     try:
         return float(text)
     except ValueError:
-        raise UnrunnableError(f"annotation {STARTUP_ANNOTATION}: {text!r} is no number") from None
+        raise UnrunnableError(f"annotation {annotation}: {text!r} is no number") from None
 
 
 def container_specs(

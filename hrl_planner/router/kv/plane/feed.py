@@ -33,6 +33,7 @@ from hrl_planner.router.kv.plane.recovery import ask
 from hrl_planner.router.kv.plane.wire import (
     FIRST_ID,
     Message,
+    Missed,
     Numbered,
     decode_message,
     decode_missed,
@@ -207,23 +208,25 @@ class PlaneFeed(Feed):
             "end_event_id": None,
             "supports_tree_dump_failed": True,
         }
-        async with self._replays:
-            try:
-                answer = await ask(source.recovery, question, _RECOVERY_TIMEOUT_S)
-                missed = decode_missed(answer, self._block_tokens)
-            except (OSError, ValueError) as error:
-                self._complain(error)
-                return
-            if missed.is_dump:
-                self._forget()
-                for start in range(0, len(missed.events), _EVENTS_AT_ONCE):
-                    part = missed.events[start : start + _EVENTS_AT_ONCE]
-                    history.apply([event.event for event in part if event.event is not None])
-                    await asyncio.sleep(0)
-                history.complete = True
-                history.last_seq = missed.last_id
-            else:
-                self._take(self._new(missed.events))
+        try:
+            answer = await ask(source.recovery, question, _RECOVERY_TIMEOUT_S)
+            async with self._replays:
+                await self._take_in(decode_missed(answer, self._block_tokens))
+        except (OSError, ValueError) as error:
+            self._complain(error)
+
+    async def _take_in(self, missed: Missed) -> None:
+        if not missed.is_dump:
+            self._take(self._new(missed.events))
+            return
+        self._forget()
+        history = self._history
+        for start in range(0, len(missed.events), _EVENTS_AT_ONCE):
+            part = missed.events[start : start + _EVENTS_AT_ONCE]
+            history.apply([event.event for event in part if event.event is not None])
+            await asyncio.sleep(0)
+        history.complete = True
+        history.last_seq = missed.last_id
 
     def _complain(self, error: Exception) -> None:
         """Log what is wrong, once."""
