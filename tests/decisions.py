@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -31,7 +31,9 @@ class Traffic:
         self._rng = np.random.default_rng(seed)
         self.looks = 0
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         self.looks += 1
         load = 0.5 - 0.5 * np.cos(2.0 * np.pi * self.looks / self.period)
         rows = np.stack([self._pool(load, pool.role) for pool in spec.pools])

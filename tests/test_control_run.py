@@ -76,6 +76,9 @@ class Heard:
     def rounded(self, level: str, name: str, done: Done, took_s: float) -> None:
         self.names.add(name)
 
+    def followed(self, level: str, name: str, done: None, took_s: float) -> None:
+        assert done is None
+
     def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
         self.failures.add(name)
 
@@ -135,11 +138,12 @@ def test_planners_that_come_begin_and_those_that_go_end() -> None:
 
 
 def test_who_does_not_lead_looks_and_acts_as_soon_as_it_does() -> None:
-    planner = Told("p", interval_s=0.02)
+    planner, heard = Told("p", interval_s=0.02), Heard()
     election = Leads(frozenset({"hrl-planner-local-p"}))
-    with running(Runner(lambda: keyed(planner), election)) as log:
+    planners = keyed(planner)
+    with running(Runner(lambda: planners, election, heard)):
         assert planner.followed.wait(PATIENCE_S)
-        assert planner.rounds == 0 and log.getvalue() == ""
+        assert planner.rounds == 0 and not heard.names
         election.not_ours = frozenset()
         assert planner.several.wait(PATIENCE_S)
 

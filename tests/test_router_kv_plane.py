@@ -19,16 +19,22 @@ import numpy as np
 import pytest
 import zmq
 import zmq.asyncio
+from kubernetes.aio.client import ApiClient, ApiextensionsV1Api, CoreV1Api, CustomObjectsApi
+from kubernetes.aio.client.exceptions import ApiException
 from tokenizers import Tokenizer
 
 from benchmarks.router import dynamo_path
 from benchmarks.router.processes import Stack, free_port
 from hrl_planner.errors import RouterError
+from hrl_planner.kube.access import find_configuration
+from hrl_planner.localcluster import ControlPlane
 from hrl_planner.router.discovery.base import Worker
 from hrl_planner.router.kv import FeedState, KvIndex, blocks_of_ids
-from hrl_planner.router.kv.plane.records import Source, SourceName, find
+from hrl_planner.router.kv.plane.file_store import FileStore
+from hrl_planner.router.kv.plane.kubernetes_store import GROUP, PLURAL, VERSION, KubernetesStore
+from hrl_planner.router.kv.plane.records import Source, SourceName, Store, find
 from hrl_planner.router.kv.plane.recovery import ask
-from tests.dynamo_publisher import ENDPOINT, DynamoPublisher, dynamo_publisher
+from tests.dynamo_publisher import ENDPOINT, DynamoPublisher, dynamo_publisher, publisher_process
 from tests.kv_publisher import until
 
 BLOCK_TOKENS = 4
@@ -49,8 +55,8 @@ def async_test(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
 class Router:
     """The index with one Dynamo worker in slot 3."""
 
-    def __init__(self, store: Path, name: str = NAME) -> None:
-        self.index = KvIndex(BLOCK_TOKENS, ttl_s=60.0, silence_s=20.0, dynamo_store=store)
+    def __init__(self, store: Store, name: str = NAME) -> None:
+        self.index = KvIndex(BLOCK_TOKENS, ttl_s=60.0, silence_s=20.0, dynamo=store)
         worker = Worker("w", "pool", "127.0.0.1:1", kv_events=name)
         self.index.add_worker(3, worker, kv_blocks=1_000)
 
@@ -68,8 +74,8 @@ class Router:
 
 
 @contextlib.asynccontextmanager
-async def routing(store: Path, name: str = NAME) -> AsyncIterator[Router]:
-    router = Router(store, name)
+async def routing(store: Path | Store, name: str = NAME) -> AsyncIterator[Router]:
+    router = Router(FileStore(store) if isinstance(store, Path) else store, name)
     await router.index.start()
     try:
         yield router
@@ -233,7 +239,7 @@ async def test_workers_of_one_endpoint_are_told_apart_by_their_ids(
         async with routing(tmp_path, f"{NAME}/{other.worker_id}") as router:
             await router.sees(LIVE, 2)
         with pytest.raises(RouterError, match=rf"2 publishers.*{ENDPOINT}.*name one as dyn://"):
-            find(tmp_path, SourceName.parse(NAME), "127.0.0.1")
+            await find(FileStore(tmp_path), SourceName.parse(NAME), "127.0.0.1")
         with caplog.at_level(logging.WARNING, "hrl_planner"):
             async with routing(tmp_path) as router:
                 await until(lambda: "name one as" in caplog.text)
@@ -252,13 +258,90 @@ def test_without_the_store_a_worker_on_the_plane_is_approximate(caplog: Any) -> 
     index = KvIndex(BLOCK_TOKENS)
     index.add_worker(0, Worker("w", "pool", "127.0.0.1:1", kv_events=NAME), kv_blocks=10)
     assert index.states() == {"w": APPROXIMATE}
-    assert "needs kv.dynamo_store" in caplog.text
+    assert "needs kv.dynamo in" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["dyn://ns.worker", "dyn://a.b.c/x", "dyn://a.b.c.d", "tcp://a"])
 def test_what_is_no_name_of_a_worker_is_refused(name: str) -> None:
     with pytest.raises(RouterError, match="NAMESPACE"):
         SourceName.parse(name)
+
+
+# Records in objects of Kubernetes
+
+DEFINITION: dict[str, Any] = {
+    "metadata": {"name": f"{PLURAL}.{GROUP}"},
+    "spec": {
+        "group": GROUP,
+        "scope": "Namespaced",
+        "names": {"plural": PLURAL, "kind": "DynamoWorkerMetadata"},
+        "versions": [
+            {
+                "name": VERSION,
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    with control_plane.namespace("plane") as name:
+        yield name
+
+
+async def write_card(api: ApiClient, namespace: str, pod: str, worker_id: int) -> None:
+    """Add the model's card to a worker's object, once it is there."""
+    card = {"card_json": {"kv_cache_block_size": BLOCK_TOKENS}}
+    data = {"model_cards": {f"ns/worker/generate/{worker_id:x}": card}}
+    while True:
+        try:
+            await CustomObjectsApi(api).patch_namespaced_custom_object(
+                *(GROUP, VERSION, namespace, PLURAL, pod, {"spec": {"data": data}}),
+                _content_type="application/merge-patch+json",
+            )
+            return
+        except ApiException as error:
+            assert error.status == 404
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.kube
+@async_test
+async def test_a_worker_is_found_by_its_object_in_kubernetes(
+    control_plane: ControlPlane, namespace: str, caplog: Any
+) -> None:
+    configuration = await find_configuration(control_plane.kubeconfig)
+    store = KubernetesStore(namespace, configuration=configuration)
+    async with ApiClient(configuration) as api, routing(store) as router:
+        await until(lambda: f"{PLURAL}.{GROUP} in {namespace}: Not Found" in caplog.text)
+        kind = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
+        await ApiextensionsV1Api(api).create_custom_resource_definition(kind | DEFINITION)
+        pod = {
+            "metadata": {"name": "worker-0"},
+            "spec": {"containers": [{"name": "worker", "image": "none"}]},
+        }
+        made = await CoreV1Api(api).create_namespaced_pod(namespace, pod)
+        in_pod = {
+            "DYN_DISCOVERY_BACKEND": "kubernetes",
+            "KUBECONFIG": str(control_plane.kubeconfig),
+            "POD_NAME": "worker-0",
+            "POD_UID": made.metadata.uid,
+            "POD_NAMESPACE": namespace,
+        }
+        async with publisher_process(in_pod, BLOCK_TOKENS) as worker:
+            await write_card(api, namespace, "worker-0", worker.worker_id)
+            await router.sees(LIVE, 0)
+            await worker.stored([1, 2], PROMPT[:8])
+            await router.sees(LIVE, 2)
 
 
 # The question for missed events, asked of workers that do not answer as they should
@@ -427,6 +510,10 @@ RECORDS: dict[str, Any] = {
 }
 
 
+def found(directory: Path) -> Source | None:
+    return asyncio.run(find(FileStore(directory), SourceName.parse(NAME), "10.0.0.5"))
+
+
 def write(store: Path, records: dict[str, Any]) -> None:
     for name, record in records.items():
         path = store / "v1" / name
@@ -436,7 +523,7 @@ def write(store: Path, records: dict[str, Any]) -> None:
 
 def test_records_say_where_a_worker_publishes(tmp_path: Path) -> None:
     write(tmp_path, RECORDS)
-    assert find(tmp_path, SourceName.parse(NAME), "10.0.0.5") == Source(
+    assert found(tmp_path) == Source(
         publisher_id=4121820037237181,
         endpoint="tcp://10.0.0.5:41355",
         worker_id=2906474997296303708,
@@ -450,17 +537,17 @@ def test_a_worker_without_all_of_its_records_is_not_there_yet(tmp_path: Path) ->
     for missing in RECORDS:
         store = tmp_path / str(len(missing))
         write(store, {name: record for name, record in RECORDS.items() if name != missing})
-        assert find(store, SourceName.parse(NAME), "10.0.0.5") is None
+        assert found(store) is None
 
 
 def test_records_that_nobody_keeps_up_are_of_a_process_that_died(tmp_path: Path) -> None:
     write(tmp_path, RECORDS)
     os.utime(tmp_path / "v1" / "event_channels" / CHANNEL, (0, 0))
-    assert find(tmp_path, SourceName.parse(NAME), "10.0.0.5") is None
+    assert found(tmp_path) is None
 
 
 def test_a_plane_that_cannot_be_followed_is_named(tmp_path: Path) -> None:
     channel = RECORDS[f"event_channels/{CHANNEL}"] | {"transport": {"kind": "Nats", "config": {}}}
     write(tmp_path, RECORDS | {f"event_channels/{CHANNEL}": channel})
     with pytest.raises(RouterError, match=r"transport\.kind 'Nats'.*DYN_EVENT_PLANE=zmq"):
-        find(tmp_path, SourceName.parse(NAME), "10.0.0.5")
+        found(tmp_path)

@@ -1,6 +1,6 @@
 """Five hundred pools and their traffic, for `scale`: clusters, and metrics that rise and fall.
 
-Every group has ten pools of twenty replicas. Its requests swing by a seventh around what those
+Every group has ten pools of twenty replicas. Its requests swing by a tenth around what those
 replicas can carry, each group at its own time, so the allocator moves quotas and scalers move
 replicas all the while. Numbers come from nowhere: no worker runs, and none is asked.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from hrl_planner.spec import ClusterSpec
 
 GROUPS, POOLS_EACH, REPLICAS = 50, 10, 20
 PERIOD_S = 600.0
-_SWING = 0.15
-_RPS = 420.0
+_SWING = 0.1
+_RPS = 800.0
 _SLACK = 1.1  # of the budget, over what runs at first
 
 
@@ -55,7 +55,9 @@ class Traffic:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         """Return rows per pool and per SLO class."""
         phase = 2.0 * math.pi * (self._clock() / PERIOD_S + int(spec.name[1:]) / GROUPS)
         level = 1.0 + _SWING * math.sin(phase)
