@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hrl_planner.control.decide import Allocator, GroupPlan, Scaler
-from hrl_planner.control.decision import Decision
+from hrl_planner.control.decision import Decision, Followed
 from hrl_planner.control.decision_log import DecisionLog, to_file
 from hrl_planner.control.global_planner import GlobalRound
 from hrl_planner.control.local_planner import LocalRound
@@ -31,7 +31,9 @@ class Traffic:
         self._rng = np.random.default_rng(seed)
         self.looks = 0
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
         self.looks += 1
         load = 0.5 - 0.5 * np.cos(2.0 * np.pi * self.looks / self.period)
         rows = np.stack([self._pool(load, pool.role) for pool in spec.pools])
@@ -148,6 +150,14 @@ class Site:
             self.decisions.append(want.decision)
         self._log.write(name, done, 0.01)
         return done
+
+    def follow(self, name: str) -> None:
+        """Hear and decide as a standby does at both levels."""
+        group, listed = self.group.metadata.name, PoolList(tuple(self.pools()))
+        heard = self._allocator.listen(self.group, listed, self.now_s)
+        self._log.write(group, Followed(group, heard), 0.01)
+        want = self._scalers[name].want(self.group, listed, name, self.now_s)
+        self._log.write(name, Followed(group, want.decision), 0.01)
 
     def run(self, rounds: int) -> None:
         for turn in range(rounds):

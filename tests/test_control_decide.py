@@ -48,13 +48,13 @@ def objects(replicas: int) -> tuple[ServingGroup, PoolList]:
 def test_a_new_leader_releases_nothing_before_it_has_seen_two_windows() -> None:
     group, pools = objects(3)
     scaler = Scaler(FirstPage(waiting=0.0))
-    wanted, reason = scaler.want(group, pools, "prefill-h100", 1000.0)
-    assert wanted == 3 and "too new" in reason
-    wanted, _ = scaler.want(group, pools, "prefill-h100", 1001.0 + 2.0 * WINDOW_S)
-    assert wanted == 2
+    first = scaler.want(group, pools, "prefill-h100", 1000.0)
+    assert first.replicas == 3 and "too new" in first.reason
+    later = scaler.want(group, pools, "prefill-h100", 1001.0 + 2.0 * WINDOW_S)
+    assert later.replicas == 2
 
 
 def test_a_new_leader_adds_replicas_at_once() -> None:
     group, pools = objects(3)
-    wanted, _ = Scaler(FirstPage(waiting=50.0)).want(group, pools, "prefill-h100", 1000.0)
-    assert wanted > 3
+    want = Scaler(FirstPage(waiting=50.0)).want(group, pools, "prefill-h100", 1000.0)
+    assert want.replicas > 3

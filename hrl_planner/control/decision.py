@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -20,8 +21,10 @@ from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner import Plan, PlanContext, Policy
 from hrl_planner.planner.checkpoint import digest, load
 from hrl_planner.planner.deployed import allocator_of, scaler_of
+from hrl_planner.planner.hpa import HpaPolicy
 from hrl_planner.planner.loop import within_budget
 from hrl_planner.planner.policy import Listener
+from hrl_planner.planner.queue_length import QueueLengthPolicy
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Intervention, Interventions
@@ -209,7 +212,7 @@ class Decider:
             self._turn, self.made_s = 0, now_s
             self._shield = Interventions()
             self._policy = None
-            policy = _make(choice, self._shield)
+            policy = new_policy(choice, self._shield)
             policy.reset(PlanContext(spec))
             self._policy, self._made_for = policy, (spec, choice)
             self._digest = "" if choice.checkpoint is None else digest(choice.checkpoint)
@@ -231,7 +234,31 @@ class _WholeQuota:
         return Plan(quotas, reason=WHOLE_QUOTA)
 
 
-def _make(choice: Choice, log: Interventions) -> Policy:
+# Policies that decide each pool by its own row alone: what they saw of the others says nothing.
+_POOL_BY_POOL = (_WholeQuota, RulePolicy, HpaPolicy, QueueLengthPolicy)
+
+
+@lru_cache(maxsize=64)
+def decides_pool_by_pool(choice: Choice) -> bool:
+    """Say whether a policy decides each pool by its own row alone.
+
+    Raises:
+        HrlPlannerError: there is no such policy.
+    """
+    return choice.checkpoint is None and isinstance(new_policy(choice), _POOL_BY_POOL)
+
+
+def new_policy(choice: Choice, log: Interventions | None = None) -> Policy:
+    """Return a policy that has not been told yet what it plans for.
+
+    Args:
+        choice: which.
+        log: where a shield tells what it does.
+
+    Raises:
+        HrlPlannerError: there is none, or its checkpoint cannot be read.
+    """
+    log = Interventions() if log is None else log
     if choice.checkpoint is not None:
         checkpoint = load(choice.checkpoint)
         make = allocator_of if choice.level == "allocator" else scaler_of
