@@ -17,7 +17,7 @@ from hrl_planner.kube.convert import cluster_spec_of
 from hrl_planner.kube.resources import ServingGroup, WorkerPool
 
 # The first window is half empty, and so is what a policy makes of it (`FluidPlanner` waits, too).
-_YOUNG_WINDOWS = 2.0
+YOUNG_WINDOWS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Scaler:
         wanted, reason = made.replicas[pool.name], made.plan.reason
         has = min(pool.status.desired or 0, pool.spec.quota or 0)
         age_s = made.observation.now_s - self._decider.made_s
-        if wanted < has and age_s < _YOUNG_WINDOWS * made.spec.intervals.window_s:
+        if wanted < has and age_s < YOUNG_WINDOWS * made.spec.intervals.window_s:
             return Want(has, f"{reason}: {wanted}, but too new to release replicas", made)
         return Want(wanted, reason, made)
 

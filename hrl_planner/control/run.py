@@ -234,13 +234,15 @@ class Runner:
             self._audience.rounded(*key, done, self._clock() - began_s)
         except (HrlPlannerError, HTTPError) as error:
             gone = isinstance(error, NotFoundError)
-            self._audience.failed(*key, self._clock() - began_s, gone=gone)
+            if leads:
+                self._audience.failed(*key, self._clock() - began_s, gone=gone)
             level = logging.DEBUG if str(error) == task.complaint else logging.WARNING
             task.complaint = str(error)
             self._note(key, error)
             _log.log(level, "%s planner %s: %s", key.level, key.name, error)
         except Exception:  # a fault of this planner must not end the others
-            self._audience.failed(*key, self._clock() - began_s, gone=False)
+            if leads:
+                self._audience.failed(*key, self._clock() - began_s, gone=False)
             _log.exception("%s planner %s", key.level, key.name)
         finally:
             with self._changed:

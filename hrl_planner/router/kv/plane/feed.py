@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import zmq
 import zmq.asyncio
@@ -28,7 +27,7 @@ from hrl_planner.router.discovery.base import Worker
 from hrl_planner.router.kv.feed import Feed
 from hrl_planner.router.kv.held import HeldBlocks
 from hrl_planner.router.kv.history import History
-from hrl_planner.router.kv.plane.records import Source, SourceName, find
+from hrl_planner.router.kv.plane.records import Source, SourceName, Store, find
 from hrl_planner.router.kv.plane.recovery import ask
 from hrl_planner.router.kv.plane.wire import (
     FIRST_ID,
@@ -53,7 +52,7 @@ class PlaneFeed(Feed):
 
     Args:
         worker: whose events; its `kv_events` is a `SourceName`.
-        store: directory of Dynamo's file discovery.
+        store: of the records of Dynamo's discovery.
         blocks: the worker's, written by this feed alone.
         block_tokens: block size of the index; a worker with another one is refused.
         replays: how many feeds may take in a whole cache at once.
@@ -67,7 +66,7 @@ class PlaneFeed(Feed):
     def __init__(
         self,
         worker: Worker,
-        store: Path,
+        store: Store,
         blocks: HeldBlocks,
         block_tokens: int,
         replays: asyncio.Semaphore,
@@ -130,7 +129,7 @@ class PlaneFeed(Feed):
 
     async def _look(self) -> Source | None:
         try:
-            return await asyncio.to_thread(find, self._store, self._source_name, self._host)
+            return await find(self._store, self._source_name, self._host)
         except RouterError as error:
             self._complain(error)
             return None
