@@ -151,13 +151,13 @@ class Site:
         self._log.write(name, done, 0.01)
         return done
 
-    def follow(self, name: str) -> None:
-        """Hear and decide as a standby does at both levels."""
+    def follow(self, name: str, mode: str = "standby") -> None:
+        """Hear and decide at both levels, as a standby does, or in rounds that come to no end."""
         group, listed = self.group.metadata.name, PoolList(tuple(self.pools()))
         heard = self._allocator.listen(self.group, listed, self.now_s)
-        self._log.write(group, Followed(group, heard), 0.01)
+        self._log.write(group, Followed(group, heard, mode), 0.01)
         want = self._scalers[name].want(self.group, listed, name, self.now_s)
-        self._log.write(name, Followed(group, want.decision), 0.01)
+        self._log.write(name, Followed(group, want.decision, mode), 0.01)
 
     def run(self, rounds: int) -> None:
         for turn in range(rounds):

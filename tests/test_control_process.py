@@ -27,6 +27,7 @@ from hrl_planner.localcluster import ControlPlane
 from hrl_planner.spec import ClusterSpec
 from tests.kube import deployment, pod_spec
 from tests.kube_objects import create_objects, install_definitions
+from tests.toy_router import free_port
 
 pytestmark = pytest.mark.kube
 
@@ -89,13 +90,20 @@ def test_a_group_that_does_not_exist_is_one_line_and_status_2(
 def test_a_planner_told_to_stop_ends_and_leaves_its_lease_to_the_next(
     control_plane: ControlPlane, namespace: str, group: str
 ) -> None:
-    args = command(control_plane, namespace, "global", "--group", group, "--health-port", "0")
+    port = str(free_port())
+    args = command(control_plane, namespace, "global", "--group", group, "--health-port", port)
     with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stdout is not None
-            cluster: dict[str, Any] = json.loads(process.stdout.readline())
-            first: dict[str, Any] = json.loads(process.stdout.readline())
+            lines: Iterator[dict[str, Any]] = map(json.loads, process.stdout)
+            cluster = next(lines)
+            first = next(line for line in lines if line.get("mode") == "active")
             assert (first["level"], first["decision"]["cluster"]) == ("global", cluster["hash"])
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                page = answer.read().decode()
+            assert f'hrl_planner_leader{{level="global",name="{group}"}} 1.0' in page
+            assert 'hrl_planner_rounds_total{level="global",result="done"} 1.0' in page
+            assert 'resource="servinggroups/status",verb="patch"' in page
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
         finally:

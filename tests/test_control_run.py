@@ -31,6 +31,7 @@ class Told:
     interval_s: float = 0.02
     rounds: int = 0
     looks: int = 0
+    asked: object = None
     followed: threading.Event = field(default_factory=threading.Event)
     several: threading.Event = field(default_factory=threading.Event)
 
@@ -68,6 +69,7 @@ class Heard:
 
     names: set[str] = field(default_factory=set)
     failures: set[str] = field(default_factory=set)
+    asked: set[object] = field(default_factory=set)
     followers: set[str] = field(default_factory=set)
     leaders: dict[str, bool] = field(default_factory=dict)
 
@@ -80,8 +82,9 @@ class Heard:
     def followed(self, level: str, name: str, done: object, took_s: float) -> None:
         self.followers.add(name)
 
-    def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
+    def failed(self, level: str, name: str, took_s: float, *, gone: bool, asked: object) -> None:
         self.failures.add(name)
+        self.asked.add(asked)
 
     def ended(self, level: str, name: str) -> None:
         del self.leaders[name]
@@ -171,13 +174,14 @@ def breaks() -> None:
 def test_a_round_that_fails_is_tried_again_and_told_once(
     act: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad, good = Told("bad", act), Told("good")
+    bad, good = Told("bad", act, asked="what a policy remembers"), Told("good")
     planners = keyed(bad, good)
     heard = Heard()
     with running(Runner(lambda: planners, Leads(), heard)):
         assert bad.several.wait(PATIENCE_S)
         assert good.several.wait(PATIENCE_S)
     assert (heard.names, heard.failures) == ({"good"}, {"bad"})
+    assert heard.asked == {"what a policy remembers"}
     if act is fails:
         assert len([m for m in caplog.messages if "refused" in m]) == 1
 

@@ -122,17 +122,18 @@ def test_a_decision_that_the_policy_did_not_make_is_found(tmp_path: Path, site: 
     assert forged["name"] in again[-1].differences[0]
 
 
-def test_what_a_planner_followed_while_another_led_belongs_to_its_memory(
-    tmp_path: Path, site: MakeSite
+@pytest.mark.parametrize("mode", ["standby", "failed"])
+def test_what_a_planner_decided_that_nothing_came_of_belongs_to_its_memory(
+    tmp_path: Path, site: MakeSite, mode: str
 ) -> None:
     where = site(tmp_path / "log", SPEC)
     name = SPEC.pools[0].name
     for _ in range(4):
-        where.follow(name)
+        where.follow(name, mode)
         where.now_s += 10.0
     where.run(7)
     entries = list(DecisionLogs([str(tmp_path / "log")]))
-    assert [e.round.mode for e in entries[:8]] == ["standby"] * 8
+    assert [e.round.mode for e in entries[:8]] == [mode] * 8
     assert {e.round.level for e in entries[:8]} == {"global", "local"}
     assert set(verdicts(tmp_path / "log")) == {"same"}
 

@@ -85,6 +85,11 @@ class Timed:
         """See `Planner`."""
         return self._planner.interval_s
 
+    @property
+    def asked(self) -> Any:
+        """See `Planner`."""
+        return self._planner.asked
+
     def follow(self) -> Any:
         """See `Planner`."""
         return self._planner.follow()

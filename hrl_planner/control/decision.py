@@ -131,10 +131,17 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What a planner saw and decided while another one led; nothing comes of it but memory."""
+    """What a planner saw and decided that nothing came of but memory.
+
+    Attributes:
+        group: it is about.
+        decision: None if there was none.
+        mode: `standby` while another one led, `failed` if the round came to no end.
+    """
 
     group: str
     decision: Decision | None
+    mode: str = "standby"
 
 
 class Decider:

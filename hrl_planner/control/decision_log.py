@@ -136,7 +136,7 @@ class DecisionLog:
         if isinstance(done, Followed):
             scales = done.decision is not None and done.decision.choice.level == "scaler"
             level = "local" if scales else "global"
-            return RoundLine(level=level, group=done.group, mode="standby", **common)
+            return RoundLine(level=level, group=done.group, mode=done.mode, **common)
         common |= {"mode": done.mode, "error": done.error, "written": list(done.written)}
         if isinstance(done, GlobalRound):
             return RoundLine(

@@ -122,6 +122,7 @@ class GlobalPlanner:
         self._next_plan_s = self._next_heard_s = -math.inf
         self._planned_generation = -1
         self._telling = Telling(connector, "ServingGroup", COMPONENT)
+        self.asked: Decision | None = None
 
     def round(self) -> GlobalRound:
         """Look once, decide if it is time to, write what is allowed.
@@ -129,6 +130,7 @@ class GlobalPlanner:
         Raises:
             KubeError: if the API server refuses or does not know the group.
         """
+        self.asked = None
         try:
             group = self._look_at.group(self.name)
         except NotFoundError:
@@ -182,6 +184,7 @@ class GlobalPlanner:
             plan = self._allocator.plan(group, listed, now_s)
         except HrlPlannerError as error:
             return None, error
+        self.asked = plan.decision
         self._next_plan_s = now_s + group.spec.intervals.global_s
         self._next_heard_s = now_s + group.spec.intervals.local_s
         self._planned_generation = group.metadata.generation
@@ -194,9 +197,10 @@ class GlobalPlanner:
             return None
         self._next_heard_s = now_s + group.spec.intervals.local_s
         try:
-            return self._allocator.listen(group, listed, now_s)
+            self.asked = self._allocator.listen(group, listed, now_s)
         except HrlPlannerError:
             return None  # that there is no plan either is told where one is due
+        return self.asked
 
     def _let_go(self) -> None:
         """Let deleted pools go at once where no budget is enforced."""

@@ -138,6 +138,7 @@ class LocalPlanner:
         self._dry_run = dry_run
         self._unchanged = ("", clock())  # what is asked of the target, and since when
         self._telling = Telling(connector, "WorkerPool", COMPONENT)
+        self.asked: Decision | None = None
         self._wants = _Wants()
         self._next_s = -math.inf  # of a decision
 
@@ -147,6 +148,7 @@ class LocalPlanner:
         Raises:
             KubeError: if the API server refuses or does not know the pool.
         """
+        self.asked = None
         try:
             pool = self._look_at.pool(self.name)
         except UnreadableError as error:
@@ -221,7 +223,7 @@ class LocalPlanner:
         self._next_s = now_s + self.interval_s
         try:
             want = self._scaler.want(group, listed, self.name, now_s)
-            self._wants = _Wants(want, want.reason)
+            self._wants, self.asked = _Wants(want, want.reason), want.decision
         except HrlPlannerError as error:
             holds = Trouble("Decided", reason_of(error, "Holds"), str(error))
             self._wants = _Wants(None, "holds", holds)

@@ -183,7 +183,9 @@ class RoundLine(_Model):
     level: Literal["global", "local"]
     name: str = Field(description="of the group, or of the pool")
     group: str
-    mode: str = Field(description="active, shadow; standby: another process leads")
+    mode: str = Field(
+        description="active, shadow; standby: another process leads; failed: it came to no end"
+    )
     took_s: float
     decision: DecisionLine | None = Field(None, description="absent: none was due, or see error")
     error: str = Field("", description="why there is no decision")

@@ -50,6 +50,8 @@ class Planner(Protocol):
 
     name: str
     interval_s: float
+    asked: Any
+    """What the policy was asked in the last round, whether or not that came to an end."""
 
     def round(self) -> Any:
         """Look, decide, write; say what was seen and done."""
@@ -82,7 +84,7 @@ class Audience(Protocol):
     def followed(self, level: str, name: str, done: Any, took_s: float) -> None:
         """Hear of what a planner that does not lead has seen."""
 
-    def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
+    def failed(self, level: str, name: str, took_s: float, *, gone: bool, asked: Any) -> None:
         """Hear of a round that came to no end, perhaps as there is nothing to plan for any more."""
 
     def ended(self, level: str, name: str) -> None:
@@ -235,14 +237,18 @@ class Runner:
         except (HrlPlannerError, HTTPError) as error:
             gone = isinstance(error, NotFoundError)
             if leads:
-                self._audience.failed(*key, self._clock() - began_s, gone=gone)
+                self._audience.failed(
+                    *key, self._clock() - began_s, gone=gone, asked=task.planner.asked
+                )
             level = logging.DEBUG if str(error) == task.complaint else logging.WARNING
             task.complaint = str(error)
             self._note(key, error)
             _log.log(level, "%s planner %s: %s", key.level, key.name, error)
         except Exception:  # a fault of this planner must not end the others
             if leads:
-                self._audience.failed(*key, self._clock() - began_s, gone=False)
+                self._audience.failed(
+                    *key, self._clock() - began_s, gone=False, asked=task.planner.asked
+                )
             _log.exception("%s planner %s", key.level, key.name)
         finally:
             with self._changed:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from hrl_planner.control.connector import Connector
-from hrl_planner.control.decision import Followed
+from hrl_planner.control.decision import Decision, Followed
 from hrl_planner.control.decision_log import DecisionLog, Round
 from hrl_planner.control.election import EachItsOwn, Elector, OneHeartbeat
 from hrl_planner.control.fleet import Fleet, Planners
@@ -92,12 +92,19 @@ class _Heard:
 
     def __init__(self, log: DecisionLog, instruments: Instruments) -> None:
         self._log = log
-        self.led, self.failed, self.ended = instruments.led, instruments.failed, instruments.ended
-        self._rounded = instruments.rounded
+        self.led, self.ended = instruments.led, instruments.ended
+        self._rounded, self._failed = instruments.rounded, instruments.failed
 
     def rounded(self, level: str, name: str, done: Round, took_s: float) -> None:
         self._rounded(level, name, done, took_s)
         self._log.write(name, done, took_s)
+
+    def failed(
+        self, level: str, name: str, took_s: float, *, gone: bool, asked: Decision | None
+    ) -> None:
+        self._failed(level, name, took_s, gone=gone)
+        if asked is not None:  # the policy remembers it
+            self._log.write(name, Followed(asked.spec.name, asked, "failed"), took_s)
 
     def followed(self, level: str, name: str, done: Followed, took_s: float) -> None:
         if done.decision is not None:  # what is remembered of it belongs to what is decided later
