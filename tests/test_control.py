@@ -360,8 +360,10 @@ class Shares:
 
     share = np.nan
 
-    def look(self, spec: ClusterSpec) -> tuple[Float64Array, Float64Array]:
-        rows, classes = NoMetrics().look(spec)
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
+        rows, classes = NoMetrics().look(spec, serving)
         for name in ("ttft_attainment", "itl_attainment"):
             rows[:, POOL_FIELDS.index(name)] = self.share
         return rows, classes

@@ -122,6 +122,21 @@ def test_a_decision_that_the_policy_did_not_make_is_found(tmp_path: Path, site: 
     assert forged["name"] in again[-1].differences[0]
 
 
+def test_what_a_planner_followed_while_another_led_belongs_to_its_memory(
+    tmp_path: Path, site: MakeSite
+) -> None:
+    where = site(tmp_path / "log", SPEC)
+    name = SPEC.pools[0].name
+    for _ in range(4):
+        where.follow(name)
+        where.now_s += 10.0
+    where.run(7)
+    entries = list(DecisionLogs([str(tmp_path / "log")]))
+    assert [e.round.mode for e in entries[:8]] == ["standby"] * 8
+    assert {e.round.level for e in entries[:8]} == {"global", "local"}
+    assert set(verdicts(tmp_path / "log")) == {"same"}
+
+
 def test_profiles_with_other_numbers_are_named(tmp_path: Path, site: MakeSite) -> None:
     path = tmp_path / "log"
     site(path, SPEC, scaler="quota").run(1)
@@ -235,9 +250,8 @@ def test_a_cluster_is_read_back_as_it_was(name: str) -> None:
 def test_every_file_of_a_rotated_log_can_be_read_on_its_own(tmp_path: Path) -> None:
     path = tmp_path / "log"
     handler = RotatingFileHandler(path, maxBytes=30_000, backupCount=20)
-    where = Site(SPEC, DecisionLog(handler, "a", "default"))
-    where.run(30)
-    handler.close()
+    with contextlib.closing(handler):
+        Site(SPEC, DecisionLog(handler, "a", "default")).run(30)
     files = sorted(tmp_path.glob("log*"))
     assert len(files) > 2
     for file in files:

@@ -84,7 +84,7 @@ class DecisionLog:
         cluster = None if decision is None else self._described(decision, now_s)
         made = None
         if decision is not None and cluster is not None:
-            pool = None if isinstance(done, GlobalRound) else name
+            pool = name if decision.choice.level == "scaler" else None
             made = DecisionLine.of(decision, cluster.hash, pool)
         line = self._line(name, done, took_s, now_s, made)
         text = line.model_dump_json(exclude_defaults=True)
