@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hrl_planner.control.decide import Allocator, GroupPlan, Scaler
-from hrl_planner.control.decision import Decision
+from hrl_planner.control.decision import Decision, Followed
 from hrl_planner.control.decision_log import DecisionLog, to_file
 from hrl_planner.control.global_planner import GlobalRound
 from hrl_planner.control.local_planner import LocalRound
@@ -150,6 +150,14 @@ class Site:
             self.decisions.append(want.decision)
         self._log.write(name, done, 0.01)
         return done
+
+    def follow(self, name: str) -> None:
+        """Hear and decide as a standby does at both levels."""
+        group, listed = self.group.metadata.name, PoolList(tuple(self.pools()))
+        heard = self._allocator.listen(self.group, listed, self.now_s)
+        self._log.write(group, Followed(group, heard), 0.01)
+        want = self._scalers[name].want(self.group, listed, name, self.now_s)
+        self._log.write(name, Followed(group, want.decision), 0.01)
 
     def run(self, rounds: int) -> None:
         for turn in range(rounds):

@@ -11,23 +11,15 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.kv_publisher import until
+
 ENDPOINT = "ns.worker.generate"
 _LOOPBACK = ("EVENT_PLANE", "TCP_RPC", "TCP_RESPONSE_STREAM", "SYSTEM")
-
-
-def environment(store: Path) -> dict[str, str]:
-    """File discovery and loopback."""
-    return {
-        **os.environ,
-        "DYN_FILE_KV": str(store),
-        "DYN_LOG": "error",
-        **{f"DYN_{part}_HOST": "127.0.0.1" for part in _LOOPBACK},
-    }
 
 
 class DynamoPublisher:
@@ -62,20 +54,33 @@ async def dynamo_publisher(
     store: Path, block_tokens: int, recovery: bool = True
 ) -> AsyncIterator[DynamoPublisher]:
     """A publisher with its records in the store."""
+    discovery = {"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(store)}
+    async with publisher_process(discovery, block_tokens, recovery) as publisher:
+        sources = store / "v1" / "event_sources"
+        worker_id = str(publisher.worker_id)
+        await until(lambda: any(worker_id in path.read_text() for path in sources.glob("*")))
+        card = store / "v1" / "mdc" / f"ns%2Fworker%2Fgenerate%2F{publisher.worker_id:x}"
+        card.parent.mkdir(exist_ok=True)
+        card.write_text(json.dumps({"card_json": {"kv_cache_block_size": block_tokens}}))
+        yield publisher
+
+
+@asynccontextmanager
+async def publisher_process(
+    discovery: Mapping[str, str], block_tokens: int, recovery: bool = True
+) -> AsyncIterator[DynamoPublisher]:
+    """A publisher with this discovery in its environment, and no model card."""
+    loopback = {f"DYN_{part}_HOST": "127.0.0.1" for part in _LOOPBACK}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.dynamo_publisher", str(block_tokens), str(int(recovery))),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=environment(store),
+        env={**os.environ, "DYN_LOG": "off", **loopback, **discovery},
         cwd=Path(__file__).parents[1],
     )
     try:
         assert process.stdout is not None
-        worker_id = int(await process.stdout.readline())
-        card = store / "v1" / "mdc" / f"ns%2Fworker%2Fgenerate%2F{worker_id:x}"
-        card.parent.mkdir(exist_ok=True)
-        card.write_text(json.dumps({"card_json": {"kv_cache_block_size": block_tokens}}))
-        yield DynamoPublisher(process, worker_id)
+        yield DynamoPublisher(process, int(await process.stdout.readline()))
     finally:
         if process.returncode is None:
             process.kill()
@@ -87,14 +92,12 @@ async def _publish(block_tokens: int, recovery: bool) -> None:
     from dynamo.runtime import DistributedRuntime
 
     loop = asyncio.get_running_loop()
-    runtime = DistributedRuntime(loop, "file", "tcp", event_plane="zmq")
+    backend = os.environ["DYN_DISCOVERY_BACKEND"]
+    runtime = DistributedRuntime(loop, backend, "tcp", event_plane="zmq")
     endpoint = runtime.endpoint(ENDPOINT)
     publisher = KvEventPublisher(
         endpoint, kv_block_size=block_tokens, enable_local_indexer=recovery
     )
-    store = Path(os.environ["DYN_FILE_KV"])
-    while not any((store / "v1" / "event_sources").glob("*")):
-        await asyncio.sleep(0.01)
     print(endpoint.connection_id(), flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         method, arguments = json.loads(line)

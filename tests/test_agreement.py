@@ -7,9 +7,11 @@ import pytest
 
 pytest.importorskip("gymnasium")
 
-from agents.agreement.compare import envelope
-from agents.agreement.runs import Steps, policy_of, simulated, slowed
+from agents.agreement.compare import Attainment, envelope
+from agents.agreement.runs import Steps, slowed
+from agents.agreement.simulated import simulated
 from agents.evaluate.metrics import compute
+from hrl_planner.kube.resources import PolicySpec
 from hrl_planner.localcluster.demo_scale import at_speed, quick
 from hrl_planner.localcluster.demo_watch import routed_of
 from hrl_planner.spec import ClusterSpec
@@ -17,7 +19,8 @@ from hrl_planner.workload.curves import steps
 from hrl_planner.workload.generators import independent_requests
 from hrl_planner.workload.lengths import Lengths
 
-LP = {"allocator": "lp", "scaler": "rule"}
+LP = PolicySpec(allocator="lp", scaler="rule")
+STATIC = PolicySpec(allocator="static", scaler="quota")
 
 
 def test_a_step_may_come_an_interval_sooner_or_later() -> None:
@@ -25,6 +28,12 @@ def test_a_step_may_come_an_interval_sooner_or_later() -> None:
     low, high = envelope(model, 0, np.array([7.9, 8.1, 11.9, 12.1]), 2.0)
     assert low.tolist() == [1, 1, 1, 3]
     assert high.tolist() == [1, 3, 3, 3]
+
+
+def test_a_difference_that_the_simulator_has_from_itself_is_told_apart() -> None:
+    assert Attainment(cluster=90.0, simulator=94.0, low=94.0, high=94.0).verdict == "agrees"
+    assert Attainment(cluster=84.0, simulator=94.0, low=88.0, high=95.0).verdict == "spread"
+    assert Attainment(cluster=80.0, simulator=94.0, low=88.0, high=95.0).verdict == "differs"
 
 
 def test_before_the_first_look_things_were_as_at_the_first_look() -> None:
@@ -40,11 +49,11 @@ def test_a_cluster_played_faster_is_the_same_cluster() -> None:
         isl=Lengths(2000, cv=0.5, high=6000),
         osl=Lengths(40, cv=0.3, high=100),
     )
-    plain = simulated(spec, trace, policy_of({"allocator": "static", "scaler": "quota"}), 0, 20.0)
+    plain = simulated(spec, trace, STATIC, 0, 20.0)
     fast = simulated(
         at_speed(spec, 4.0),
         trace.scale(time=0.25),
-        policy_of({"allocator": "static", "scaler": "quota"}),
+        STATIC,
         0,
         5.0,
     )
@@ -60,7 +69,7 @@ def test_an_idle_cluster_before_the_first_request_does_not_count() -> None:
     trace = independent_requests(
         steps([4.0], 30.0, isl=1000, osl=20), seed=1, isl=Lengths(1000), osl=Lengths(20)
     )
-    run = simulated(spec, trace, policy_of(LP), 0, 20.0)
+    run = simulated(spec, trace, LP, 0, 20.0)
     assert run.result.duration_s == 30.0
     assert np.allclose(run.result.arrival_s, trace.arrival_s)
     held = sum(pool.initial * pool.gpus_per_replica for pool in spec.pools)

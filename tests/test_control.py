@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("kubernetes")
@@ -22,7 +23,7 @@ from hrl_planner.kube import WorkerPool, accounts_of, budget_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
 from hrl_planner.ledger import counted
 from hrl_planner.localcluster import ControlPlane
-from hrl_planner.observation import Float64Array
+from hrl_planner.observation import POOL_FIELDS, Float64Array
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.curves import steps
 from hrl_planner.workload.generators import independent_requests
@@ -341,11 +342,61 @@ def test_between_its_plans_the_policy_hears_the_traffic_and_moves_the_weights(si
     site.create(1, allocator="lp", scaler="rule", mode="active")
     for planner in site.locals:
         planner.round()
-    planner = GlobalPlanner(site.connector, SPEC.name, Traffic(), lambda: 0.0)
+    now_s = [0.0]
+    planner = GlobalPlanner(site.connector, SPEC.name, Traffic(), lambda: now_s[0])
     assert planner.round().plan is not None
     site.objects.patch_namespaced_custom_object_status(
         GROUP, VERSION, site.namespace, GROUPS, SPEC.name, {"status": {"flows": None}},
         _content_type="application/merge-patch+json",
     )  # fmt: skip
+    assert planner.round().heard is None  # nothing is due yet
+    now_s[0] += SPEC.intervals.local_s
     assert planner.round().plan is None
     assert set(site.connector.group(SPEC.name).status.flows) == {c.name for c in SPEC.slo_classes}
+
+
+class Shares:
+    """Metrics of which only the attainment is known."""
+
+    share = np.nan
+
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
+        rows, classes = NoMetrics().look(spec, serving)
+        for name in ("ttft_attainment", "itl_attainment"):
+            rows[:, POOL_FIELDS.index(name)] = self.share
+        return rows, classes
+
+
+def test_a_pools_attainment_is_reported_where_it_changes_enough(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    site.until(equal_split())
+    metrics, name = Shares(), SPEC.pools[0].name
+    planner = LocalPlanner(site.connector, name, metrics, lambda: 0.0, settle_s=0.0)
+
+    def reported(share: float) -> tuple[float | None, str]:
+        metrics.share = share
+        planner.round()
+        pool = site.pools()[name]
+        return pool.status.attainment, pool.metadata.resource_version
+
+    assert reported(0.9)[0] == 0.9
+    before = reported(0.9)
+    assert reported(0.912) == before
+    assert reported(0.951)[0] == 0.95
+    assert reported(np.nan)[0] is None
+
+
+def test_weights_of_pools_a_class_no_longer_goes_to_are_removed(site: Site) -> None:
+    site.create(1, allocator="lp", scaler="rule", mode="active")
+    for planner in site.locals:
+        planner.round()
+    cls, pool = SPEC.slo_classes[0].name, "a-pool-of-old"
+    old = {"status": {"flows": {cls: {pool: 1.0}}}}
+    site.objects.patch_namespaced_custom_object_status(
+        GROUP, VERSION, site.namespace, GROUPS, SPEC.name, old,
+        _content_type="application/merge-patch+json",
+    )  # fmt: skip
+    GlobalPlanner(site.connector, SPEC.name, Traffic(), lambda: 0.0).round()
+    assert pool not in site.connector.group(SPEC.name).status.flows[cls]

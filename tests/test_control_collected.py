@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hrl_planner.collect import PageSource, PrometheusSource, Source
 from hrl_planner.control.collected import CollectedMetrics
 from hrl_planner.errors import RouterError
 from hrl_planner.load import LoadOptions, Target, replay
@@ -18,6 +19,7 @@ from hrl_planner.router.discovery import Snapshot, Worker
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.curves import constant
 from hrl_planner.workload.generators import independent_requests
+from tests.toy_prometheus import toy_prometheus
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +56,10 @@ def spec() -> ClusterSpec:
     return small.replace(intervals={**intervals, "window_s": 10.0})
 
 
-def test_a_planner_sees_the_traffic_of_its_pools_and_nothing_of_those_nobody_told(tmp_path: Path):
+@pytest.mark.parametrize("through", ["pages", "prometheus"])
+def test_a_planner_sees_the_traffic_of_its_pools_and_nothing_of_those_nobody_told(
+    tmp_path: Path, through: str
+) -> None:
     async def offer(address: str, model: str) -> None:
         trace = independent_requests(constant(5.0, 6.0, isl=300, osl=20), seed=1)
         result = await replay(trace, Target(f"http://{address}", model), LoadOptions())
@@ -68,21 +73,33 @@ def test_a_planner_sees_the_traffic_of_its_pools_and_nothing_of_those_nobody_tol
 
     with asyncio.Runner() as runner:
         cluster, workers = runner.run(engines())
-        metrics = CollectedMetrics(Told(*workers))
+        labels = {w.address: {"pod": w.name, "namespace": "serving"} for w in workers}
+        server = toy_prometheus(labels, 0.5)
+        toy, url = runner.run(server.__aenter__())
+
+        def source() -> Source:
+            if through == "pages":
+                return PageSource()
+            return PrometheusSource(url, selector='namespace="serving"')
+
+        metrics = CollectedMetrics(Told(*workers), source=source)
         metrics.start()
         try:
-            metrics.look(spec(), NOBODY)  # the first look begins to listen
+            # The first look begins to listen, and waits for an answer of who shares this thread.
+            runner.run(asyncio.to_thread(metrics.look, spec(), NOBODY))  # type: ignore[arg-type]
             runner.run(offer(workers[0].address, spec().model))
             rows, classes = metrics.look(spec(), NOBODY | {"decode-h100": 1})
         finally:
             metrics.close()
+            runner.run(server.__aexit__(None, None, None))
             runner.run(cluster.stop())
     index = spec().pool_index("decode-h100")
     assert 2.0 < column(rows, "arrivals_rps")[index] < 8.0
     assert 100 < column(rows, "isl_mean_tokens")[index] < 900
     assert column(rows, "output_tokens_per_s")[index] > 20
-    assert np.isfinite(column(rows, "metrics_age_s")[index])
+    assert 0.0 <= column(rows, "metrics_age_s")[index] < 5.0
     assert classes.shape == (2, len(CLASS_FIELDS))
+    assert bool(toy.queries) == (through == "prometheus")
 
 
 def test_planners_without_any_worker_look_at_rows_all_the_same():

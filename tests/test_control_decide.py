@@ -56,5 +56,5 @@ def test_a_new_leader_releases_nothing_before_it_has_seen_two_windows() -> None:
 
 def test_a_new_leader_adds_replicas_at_once() -> None:
     group, pools = objects(3)
-    first = Scaler(FirstPage(waiting=50.0)).want(group, pools, "prefill-h100", 1000.0)
-    assert first.replicas > 3
+    want = Scaler(FirstPage(waiting=50.0)).want(group, pools, "prefill-h100", 1000.0)
+    assert want.replicas > 3

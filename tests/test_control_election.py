@@ -143,3 +143,26 @@ def test_who_was_cut_off_leads_nothing_before_others_may(place: Place) -> None:
     keeper.away = False
     elector.keep_once()
     assert elector.leads(ONE)
+
+
+def test_a_process_that_stalled_goes_on_if_nobody_took_over(place: Place) -> None:
+    first = place.many("first")
+    first.keep(ALL)
+    before = {n: x.metadata.resource_version for n, x in place.leases("x").read_all().items()}
+    place.now_s += 12.0
+    assert first.keep(ALL) == set(ALL)
+    after = {n: x.metadata.resource_version for n, x in place.leases("x").read_all().items()}
+    assert {n for n in before if before[n] != after[n]} == {"hrl-planner-process-first"}
+
+
+def test_who_may_not_end_a_heartbeat_waits_longer(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Leases, "remove", lambda self, lease: False)
+    many, single = place.many("many"), place.single("single")
+    many.keep(ALL)
+    for _ in range(8):
+        assert single.keep([ONE]) == set()
+        place.now_s += 4.0
+    assert single.keep([ONE]) == {ONE}
+    assert many.keep(ALL) == set(ALL) - {ONE}, "it has forgotten what it held"

@@ -76,6 +76,21 @@ def test_rounds_of_both_levels_are_shown(site: Site) -> None:
     assert samples(shown, "decision_timestamp_seconds")["local", POOL] == 1000.0
 
 
+def test_what_is_heard_between_plans_does_not_hide_the_plan(site: Site) -> None:
+    now = [1000.0]
+    shown = Instruments(clock=lambda: now[0])
+    shown.rounded("global", "small", site.global_round(), 0.1)
+    plan = {name: samples(shown, name) for name in ("pool_marginal_value_per_gpu",
+            "class_planned_requests_per_second", "decision_timestamp_seconds")}  # fmt: skip
+    rates = samples(shown, "class_requests_per_second")
+    now[0] += 10.0
+    site.now_s += 10.0
+    shown.rounded("global", "small", site.listen(), 0.1)
+    assert all(plan.values())
+    assert plan == {name: samples(shown, name) for name in plan}
+    assert samples(shown, "class_requests_per_second") != rates
+
+
 def test_a_pool_that_was_deleted_leaves_nothing(site: Site) -> None:
     shown = Instruments()
     done = site.global_round()

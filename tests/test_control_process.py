@@ -18,7 +18,9 @@ import pytest
 pytest.importorskip("kubernetes")
 
 from kubernetes import client
+from typer.testing import CliRunner
 
+from hrl_planner.cli import app
 from hrl_planner.control.health import Health
 from hrl_planner.control.lease import Lease, Leases
 from hrl_planner.localcluster import ControlPlane
@@ -56,7 +58,7 @@ def command(plane: ControlPlane, namespace: str, *args: str) -> list[str]:
 
 
 def test_one_dry_round_prints_what_every_planner_would_do(
-    control_plane: ControlPlane, namespace: str, group: str
+    control_plane: ControlPlane, namespace: str, group: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
         command(control_plane, namespace, "all", "--group", group, "--dry-run"),
@@ -66,6 +68,10 @@ def test_one_dry_round_prints_what_every_planner_would_do(
     rounds = [line for line in lines if line["kind"] == "round"]
     assert [line["level"] for line in rounds] == ["local"] * len(SPEC.pools) + ["global"]
     assert set(rounds[-1]["decision"]["replicas"]) == {pool.name for pool in SPEC.pools}
+    log = tmp_path / "planner.log"
+    log.write_text(done.stdout)
+    again = CliRunner().invoke(app, ["replay-log", str(log)])
+    assert again.exit_code == 0, again.output
 
 
 def test_a_group_that_does_not_exist_is_one_line_and_status_2(

@@ -68,6 +68,7 @@ class Heard:
 
     names: set[str] = field(default_factory=set)
     failures: set[str] = field(default_factory=set)
+    followers: set[str] = field(default_factory=set)
     leaders: dict[str, bool] = field(default_factory=dict)
 
     def led(self, level: str, name: str, leads: bool) -> None:
@@ -75,6 +76,9 @@ class Heard:
 
     def rounded(self, level: str, name: str, done: Done, took_s: float) -> None:
         self.names.add(name)
+
+    def followed(self, level: str, name: str, done: object, took_s: float) -> None:
+        self.followers.add(name)
 
     def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
         self.failures.add(name)
@@ -135,14 +139,16 @@ def test_planners_that_come_begin_and_those_that_go_end() -> None:
 
 
 def test_who_does_not_lead_looks_and_acts_as_soon_as_it_does() -> None:
-    planner, heard = Told("p", interval_s=0.02), Heard()
+    planner = Told("p", interval_s=0.02)
     election = Leads(frozenset({"hrl-planner-local-p"}))
-    planners = keyed(planner)
-    with running(Runner(lambda: planners, election, heard)):
+    heard = Heard()
+    with running(Runner(lambda: keyed(planner), election, heard)):
         assert planner.followed.wait(PATIENCE_S)
         assert planner.rounds == 0 and not heard.names
+        assert heard.leaders == {"p": False}
         election.not_ours = frozenset()
         assert planner.several.wait(PATIENCE_S)
+    assert heard.followers == {"p"}
 
 
 def test_only_who_leads_makes_rounds() -> None:

@@ -30,7 +30,7 @@ from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
 from hrl_planner.kube.resources import Condition
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.spec import ClusterSpec
-from tests.kube_objects import create_objects, install_definitions
+from tests.kube_objects import create_objects, install_definitions, mirrors_of
 from tests.scale_definitions import install, remove
 from tests.test_control import Site, equal_split
 
@@ -39,6 +39,20 @@ pytestmark = pytest.mark.kube
 SPEC = ClusterSpec.load("small")
 POOL, OTHER = SPEC.pools[0].name, SPEC.pools[1].name
 MERGE = "application/merge-patch+json"
+
+
+class Broken(Site):
+    """Planners that look at the API server itself: for what is broken, no watch can be awaited."""
+
+    def restart(self) -> None:
+        self.global_planner = GlobalPlanner(self.connector, SPEC.name, NoMetrics(), lambda: 0.0)
+        self.locals = [
+            LocalPlanner(self.connector, p.name, NoMetrics(), lambda: 0.0, settle_s=0.0)
+            for p in SPEC.pools
+        ]
+
+    def catch_up(self) -> None:
+        """Nothing lags."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +64,8 @@ def admin(control_plane: ControlPlane) -> client.ApiClient:
 
 @pytest.fixture
 def site(control_plane: ControlPlane, admin: client.ApiClient) -> Iterator[Site]:
-    with control_plane.namespace("trouble") as name:
-        made = Site(admin, name)
+    with control_plane.namespace("trouble") as name, mirrors_of(control_plane) as mirrors:
+        made = Broken(admin, name, mirrors)
         made.create(1, allocator="static", scaler="quota", mode="active")
         yield made
 

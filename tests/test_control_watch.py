@@ -78,6 +78,7 @@ class Picture:
     """What there was when it was taken, for a planner whose watches have stopped."""
 
     def __init__(self, connector: Connector) -> None:
+        self._connector = connector
         self._group = connector.group(SPEC.name)
         self._pools = connector.pools()
         refs = [pool.spec.scale_target_ref for pool in self._pools.pools]
@@ -99,6 +100,9 @@ class Picture:
 
     def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
         return self._pods[selector]
+
+    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
+        return self._connector.pods(selector, per_replica)
 
 
 def test_planners_with_old_news_grant_nothing_that_is_not_free_now(
@@ -270,3 +274,15 @@ def test_a_planner_of_one_pool_watches_only_what_it_needs(
         patch_pool(admin, namespace, name, {"quota": 2})
         until(lambda: Connector(admin, namespace).pool(name).status.reserved == 2)
     assert log.names() == {name}
+
+
+def test_pods_among_thousands_are_found_as_they_are_now(
+    admin: client.ApiClient, namespace: str
+) -> None:
+    """Whether the API server's memory is new enough or not, what was made before is seen."""
+    core, connector = client.CoreV1Api(admin), Connector(admin, namespace)
+    until(lambda: connector.pods(f"app={SPEC.pools[0].name}").held == 1)
+    for index in range(3):
+        body: Any = {"metadata": {"name": f"pod-{index}", "labels": {"app": "many"}}}
+        core.create_namespaced_pod(namespace, body | {"spec": pod_spec(["true"], "H100")})
+        assert connector.pods("app=many", crowded=True).starting == index + 1

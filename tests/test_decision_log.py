@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrl_planner.control.decision import Choice, Decider, Decision
+from hrl_planner.control.decision import Choice, Decider, Decision, decides_pool_by_pool
 from hrl_planner.control.decision_log import DecisionLog
 from hrl_planner.control.log_lines import ClusterLine, DecisionLine
 from hrl_planner.control.log_reader import DecisionLogs
@@ -122,6 +122,32 @@ def test_a_decision_that_the_policy_did_not_make_is_found(tmp_path: Path, site: 
     assert forged["name"] in again[-1].differences[0]
 
 
+def test_what_a_planner_followed_while_another_led_belongs_to_its_memory(
+    tmp_path: Path, site: MakeSite
+) -> None:
+    where = site(tmp_path / "log", SPEC)
+    name = SPEC.pools[0].name
+    for _ in range(4):
+        where.follow(name)
+        where.now_s += 10.0
+    where.run(7)
+    entries = list(DecisionLogs([str(tmp_path / "log")]))
+    assert [e.round.mode for e in entries[:8]] == ["standby"] * 8
+    assert {e.round.level for e in entries[:8]} == {"global", "local"}
+    assert set(verdicts(tmp_path / "log")) == {"same"}
+
+
+def test_profiles_with_other_numbers_are_named(tmp_path: Path, site: MakeSite) -> None:
+    path = tmp_path / "log"
+    site(path, SPEC, scaler="quota").run(1)
+    cluster, first, *rest = map(json.loads, path.read_text().splitlines())
+    cluster["profiles"][SPEC.pools[0].profile] = "0" * 16
+    first["decision"]["replicas"][SPEC.pools[0].name] += 1
+    path.write_text("".join(json.dumps(line) + "\n" for line in (cluster, first, *rest)))
+    words = repeated(path)[0].differences
+    assert words[0] == f"other numbers here in profile {SPEC.pools[0].profile}"
+
+
 def test_another_policy_tells_what_it_would_have_done(tmp_path: Path, site: MakeSite) -> None:
     where = site(tmp_path / "log", SPEC, scaler="quota")
     where.run(13)
@@ -142,9 +168,9 @@ def test_a_policy_that_fails_begins_anew() -> None:
     assert decider.decide(SPEC, lp, seen).turn == 0
 
 
-def observation(rng: np.random.Generator) -> ClusterObservation:
-    pools = rng.random((len(SPEC.pools), len(POOL_FIELDS)))
-    classes = rng.random((len(SPEC.slo_classes), len(CLASS_FIELDS)))
+def observation(rng: np.random.Generator, spec: ClusterSpec = SPEC) -> ClusterObservation:
+    pools = rng.random((len(spec.pools), len(POOL_FIELDS)))
+    classes = rng.random((len(spec.slo_classes), len(CLASS_FIELDS)))
     return ClusterObservation(1.0, pools, classes)
 
 
@@ -173,6 +199,45 @@ def test_what_was_seen_is_read_back_to_the_last_bit(data: st.DataObject) -> None
     np.testing.assert_array_equal(again.classes, seen.classes)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(["quota", "rule", "thresholds", "hpa", "queue-length"]), st.integers(0, 999))
+def test_what_is_written_of_one_pool_is_all_its_policy_looked_at(policy: str, seed: int) -> None:
+    """Of policies that decide each pool by its own row; others' rows are not written down."""
+    rng, choice = np.random.default_rng(seed), Choice("scaler", policy)
+    assert decides_pool_by_pool(choice)
+    spec = ClusterSpec.load("reference")  # has tuned thresholds
+    whole, alone, cluster = Decider(), Decider(), ClusterLine.of(spec, 0.0)
+    name = spec.pools[seed % len(spec.pools)].name
+    for turn in range(6):
+        seen = loaded(spec, rng, 60.0 * turn)
+        made = whole.decide(spec, choice, seen)
+        line = DecisionLine.of(made, cluster.hash, name)
+        assert set(line.pools) == {name}
+        again = alone.decide(spec, choice, line.observation(cluster))
+        assert again.replicas[name] == made.replicas[name] == line.replicas[name]
+
+
+def loaded(spec: ClusterSpec, rng: np.random.Generator, now_s: float) -> ClusterObservation:
+    """Pools of a few replicas with loads between nothing and far too much; some unknown."""
+    seen = observation(rng, spec)
+    pools = seen.pools * 3.0
+    for field in ("target_replicas", "quota", "ready", "starting", "draining", "pending"):
+        pools[:, POOL_FIELDS.index(field)] = rng.integers(0, 5, len(pools))
+    for field in ("waiting", "running", "ttft_p90_ms", "itl_p90_ms", "prompt_tokens_per_s"):
+        index = POOL_FIELDS.index(field)
+        pools[:, index] *= rng.choice([1.0, 30.0, 1000.0, np.nan], len(pools))
+    return ClusterObservation(now_s, pools, seen.classes)
+
+
+def test_a_policy_that_looks_at_all_pools_is_not_asked_about_one(
+    tmp_path: Path, site: MakeSite
+) -> None:
+    site(tmp_path / "log", SPEC).run(1)
+    found = repeated(tmp_path / "log", instead=Instead(scaler="wva"))
+    assert [again.verdict for again in found] == ["same", *["failed"] * len(SPEC.pools)]
+    assert "wva looks at all pools" in found[-1].differences[0]
+
+
 @pytest.mark.parametrize("name", ["small", "reference", "large"])
 def test_a_cluster_is_read_back_as_it_was(name: str) -> None:
     spec = ClusterSpec.load(name)
@@ -185,9 +250,8 @@ def test_a_cluster_is_read_back_as_it_was(name: str) -> None:
 def test_every_file_of_a_rotated_log_can_be_read_on_its_own(tmp_path: Path) -> None:
     path = tmp_path / "log"
     handler = RotatingFileHandler(path, maxBytes=30_000, backupCount=20)
-    where = Site(SPEC, DecisionLog(handler, "a", "default"))
-    where.run(30)
-    handler.close()
+    with contextlib.closing(handler):
+        Site(SPEC, DecisionLog(handler, "a", "default")).run(30)
     files = sorted(tmp_path.glob("log*"))
     assert len(files) > 2
     for file in files:

@@ -49,9 +49,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory, options: DemoOptions) -> Demo
     if not programs_are_there():
         pytest.skip("hrl-planner kube-binaries --build first")
     trace = independent_requests(
-        constant(8.0, 24.0, isl=2000, osl=30),
+        constant(8.0, 24.0, isl=4000, osl=30),
         seed=1,
-        isl=Lengths(2000, cv=0.5, high=6000),
+        isl=Lengths(4000, cv=0.3, high=9000),
         osl=Lengths(30, cv=0.3, high=60),
     )
     folder = tmp_path_factory.mktemp("demo")
@@ -83,10 +83,11 @@ def test_planners_and_router_are_pods_with_an_account_each(demo: DemoResult):
 
 
 def test_the_simulator_does_the_same_with_the_same(agreement: Agreement):
-    """A local interval of patience, 5 points of attainment; a busy machine is late now and then."""
-    for cluster, simulator in agreement.attainment.values():
-        assert abs(cluster - simulator) <= 5.0
-    assert max(one.apart for one in agreement.trajectories) <= 0.1, agreement.findings
+    """Within 5 points of attainment, and a plan that one run makes the other makes by its next."""
+    for one in agreement.attainment.values():
+        assert abs(one.cluster - one.simulator) <= 5.0
+    longest_s = max(one.longest_s for one in agreement.trajectories)
+    assert longest_s <= agreement.spec.intervals.global_s, agreement.findings
 
 
 def test_the_report_holds_both_runs(agreement: Agreement, tmp_path: Path):

@@ -113,7 +113,7 @@ def test_an_overlay_for_dynamo_scales_and_permits_adapters_and_no_deployments() 
         f"small-{pool.name}" for pool in SPEC.pools
     }
     graphs = [rule for rule in rules if rule["resources"] == ["dynamographdeployments"]]
-    assert {verb for rule in graphs for verb in rule["verbs"]} == {"get"}
+    assert {verb for rule in graphs for verb in rule["verbs"]} == {"get", "list", "watch"}
 
 
 def test_planners_only_decide_until_the_component_active_says_otherwise() -> None:

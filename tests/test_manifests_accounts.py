@@ -33,6 +33,8 @@ pytestmark = pytest.mark.kube
 SPEC = ClusterSpec.load("small")
 POOL, OTHER = "decode-h100", "decode-l40s"
 LOCAL, GLOBAL = f"hrl-planner-local-{POOL}", f"hrl-planner-global-{SPEC.name}"
+# aiohttp does not wait until TLS connections are closed, and an open one is a warning later on.
+GOOD_BYE_S = 0.5
 ROUTER, ALL = f"hrl-planner-router-{SPEC.name}", f"hrl-planner-all-{SPEC.name}"
 
 
@@ -148,6 +150,7 @@ def test_workers_and_flows_are_found_by_whoever_follows_them(
             return await asyncio.wait_for(anext(snapshots), 10.0)
         finally:
             await snapshots.aclose()
+            await asyncio.sleep(GOOD_BYE_S)
 
     assert asyncio.run(first()).workers == ()
 

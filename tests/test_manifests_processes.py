@@ -131,7 +131,7 @@ def test_a_planner_plans_under_its_account_and_never_says_its_token(
         return "--health-port=0" if word.startswith("--health-port") else word
 
     with running(control_plane, installation, deployed, here) as planner:
-        planner.wait_for("leads", '"level": "')
+        planner.wait_for("leads", '"level":')
         assert planner.stop() == 0
     said = "".join(planner.said)
     assert " 403 " not in said

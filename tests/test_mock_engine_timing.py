@@ -236,6 +236,22 @@ class TestEngine:
         clock.step()
         assert reports[-1].began_s == pytest.approx(reports[-2].ended_s + 2.0)
 
+    def test_steps_made_up_for_one_after_another_have_no_pause_between_them(self) -> None:
+        clock = LateClock(0.025)  # two steps and a half
+        ended: list[str] = []
+        worker = engine_of(pool("decode", linear_profile(decode_ms=10.0)), clock).worker
+        engine = Engine(
+            worker, clock, [lambda _: ended.append("step")], on_pause=lambda: ended.append("pause")
+        )
+        engine.receive(self.job(osl=6))
+        while len(ended) < 3:
+            clock.step()
+        assert ended == ["step"] * 3
+        clock.late_s = 0.0
+        clock.run()
+        assert ended[-3:] == ["step", "step", "pause"]
+        assert ended.count("step") == 6
+
     def test_observers_see_every_token(self) -> None:
         clock = VirtualClock()
         reports: list[StepReport] = []

@@ -217,6 +217,11 @@ def group(flows: Any) -> Json:
     return {"metadata": {"name": "chat"}, "status": {"flows": flows}}
 
 
+def test_a_pod_may_name_itself_on_dynamos_event_plane() -> None:
+    worker = worker_of(pod("w1", kv_events="dyn://prod.worker.generate"))
+    assert worker is not None and worker.kv_events == "dyn://prod.worker.generate"
+
+
 def test_a_ready_pod_is_a_worker() -> None:
     described = pod(
         "w1", port="9000", kv_events_port="5557", kv_replay_port="5558", bootstrap_port="8998"

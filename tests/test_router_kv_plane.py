@@ -7,7 +7,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -18,15 +17,21 @@ import numpy as np
 import pytest
 import zmq
 import zmq.asyncio
+from kubernetes.aio.client import ApiClient, ApiextensionsV1Api, CoreV1Api, CustomObjectsApi
+from kubernetes.aio.client.exceptions import ApiException
 from tokenizers import Tokenizer
 
 from benchmarks.router import dynamo_path
 from benchmarks.router.processes import Stack, free_port
 from hrl_planner.errors import RouterError
+from hrl_planner.kube.access import find_configuration
+from hrl_planner.localcluster import ControlPlane
 from hrl_planner.router.discovery.base import Worker
 from hrl_planner.router.kv import FeedState, KvIndex, blocks_of_ids
-from hrl_planner.router.kv.plane.records import Source, SourceName, find
-from tests.dynamo_publisher import ENDPOINT, DynamoPublisher, dynamo_publisher
+from hrl_planner.router.kv.plane.file_store import FileStore
+from hrl_planner.router.kv.plane.kubernetes_store import GROUP, PLURAL, VERSION, KubernetesStore
+from hrl_planner.router.kv.plane.records import SourceName, Store, find
+from tests.dynamo_publisher import ENDPOINT, DynamoPublisher, dynamo_publisher, publisher_process
 from tests.kv_publisher import until
 
 BLOCK_TOKENS = 4
@@ -47,8 +52,8 @@ def async_test(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
 class Router:
     """The index with one Dynamo worker in slot 3."""
 
-    def __init__(self, store: Path, name: str = NAME) -> None:
-        self.index = KvIndex(BLOCK_TOKENS, ttl_s=60.0, silence_s=20.0, dynamo_store=store)
+    def __init__(self, store: Store, name: str = NAME) -> None:
+        self.index = KvIndex(BLOCK_TOKENS, ttl_s=60.0, silence_s=20.0, dynamo=store)
         worker = Worker("w", "pool", "127.0.0.1:1", kv_events=name)
         self.index.add_worker(3, worker, kv_blocks=1_000)
 
@@ -66,8 +71,8 @@ class Router:
 
 
 @contextlib.asynccontextmanager
-async def routing(store: Path, name: str = NAME) -> AsyncIterator[Router]:
-    router = Router(store, name)
+async def routing(store: Path | Store, name: str = NAME) -> AsyncIterator[Router]:
+    router = Router(FileStore(store) if isinstance(store, Path) else store, name)
     await router.index.start()
     try:
         yield router
@@ -231,7 +236,7 @@ async def test_workers_of_one_endpoint_are_told_apart_by_their_ids(
         async with routing(tmp_path, f"{NAME}/{other.worker_id}") as router:
             await router.sees(LIVE, 2)
         with pytest.raises(RouterError, match=rf"2 publishers.*{ENDPOINT}.*name one as dyn://"):
-            find(tmp_path, SourceName.parse(NAME), "127.0.0.1")
+            await find(FileStore(tmp_path), SourceName.parse(NAME), "127.0.0.1")
         with caplog.at_level(logging.WARNING, "hrl_planner"):
             async with routing(tmp_path) as router:
                 await until(lambda: "name one as" in caplog.text)
@@ -250,13 +255,84 @@ def test_without_the_store_a_worker_on_the_plane_is_approximate(caplog: Any) -> 
     index = KvIndex(BLOCK_TOKENS)
     index.add_worker(0, Worker("w", "pool", "127.0.0.1:1", kv_events=NAME), kv_blocks=10)
     assert index.states() == {"w": APPROXIMATE}
-    assert "needs kv.dynamo_store" in caplog.text
+    assert "needs kv.dynamo in" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["dyn://ns.worker", "dyn://a.b.c/x", "dyn://a.b.c.d", "tcp://a"])
-def test_what_is_no_name_of_a_worker_is_refused(name: str) -> None:
-    with pytest.raises(RouterError, match="NAMESPACE"):
-        SourceName.parse(name)
+# Records in objects of Kubernetes
+
+DEFINITION: dict[str, Any] = {
+    "metadata": {"name": f"{PLURAL}.{GROUP}"},
+    "spec": {
+        "group": GROUP,
+        "scope": "Namespaced",
+        "names": {"plural": PLURAL, "kind": "DynamoWorkerMetadata"},
+        "versions": [
+            {
+                "name": VERSION,
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    with control_plane.namespace("plane") as name:
+        yield name
+
+
+async def write_card(api: ApiClient, namespace: str, pod: str, worker_id: int) -> None:
+    """Add the model's card to a worker's object, once it is there."""
+    card = {"card_json": {"kv_cache_block_size": BLOCK_TOKENS}}
+    data = {"model_cards": {f"ns/worker/generate/{worker_id:x}": card}}
+    while True:
+        try:
+            await CustomObjectsApi(api).patch_namespaced_custom_object(
+                *(GROUP, VERSION, namespace, PLURAL, pod, {"spec": {"data": data}}),
+                _content_type="application/merge-patch+json",
+            )
+            return
+        except ApiException as error:
+            assert error.status == 404
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.kube
+@async_test
+async def test_a_worker_is_found_by_its_object_in_kubernetes(
+    control_plane: ControlPlane, namespace: str, caplog: Any
+) -> None:
+    configuration = await find_configuration(control_plane.kubeconfig)
+    store = KubernetesStore(namespace, configuration=configuration)
+    async with ApiClient(configuration) as api, routing(store) as router:
+        await until(lambda: f"{PLURAL}.{GROUP} in {namespace}: Not Found" in caplog.text)
+        kind = {"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition"}
+        await ApiextensionsV1Api(api).create_custom_resource_definition(kind | DEFINITION)
+        pod = {
+            "metadata": {"name": "worker-0"},
+            "spec": {"containers": [{"name": "worker", "image": "none"}]},
+        }
+        made = await CoreV1Api(api).create_namespaced_pod(namespace, pod)
+        in_pod = {
+            "DYN_DISCOVERY_BACKEND": "kubernetes",
+            "KUBECONFIG": str(control_plane.kubeconfig),
+            "POD_NAME": "worker-0",
+            "POD_UID": made.metadata.uid,
+            "POD_NAMESPACE": namespace,
+        }
+        async with publisher_process(in_pod, BLOCK_TOKENS) as worker:
+            await write_card(api, namespace, "worker-0", worker.worker_id)
+            await router.sees(LIVE, 0)
+            await worker.stored([1, 2], PROMPT[:8])
+            await router.sees(LIVE, 2)
 
 
 # Dynamo's mocker, a whole worker of its own (`make dynamo-venv`)
@@ -314,81 +390,3 @@ async def test_dynamos_mocker_is_followed_through_its_evictions(tmp_path: Path) 
                 assert [late.overlap_with(hashes) for hashes in prompts] == [
                     early.overlap_with(hashes) for hashes in prompts
                 ]
-
-
-# Records as ai-dynamo 1.6.1 writes them.
-
-_SCOPE_KEY = "namespace%2Fns%2Fcomponent%2Fworker%2Fendpoint%2Fgenerate"
-CHANNEL = f"{_SCOPE_KEY}%2Ftopic%2Fkv%2Devents%2Fea4c60325c9bd"
-SCOPE = {"namespace": "ns", "component": "worker", "name": "generate"}
-RECORDS: dict[str, Any] = {
-    f"event_channels/{CHANNEL}": {
-        "type": "EventChannel",
-        "scope": {"kind": "endpoint", "endpoint": SCOPE},
-        "topic": "kv-events",
-        "instance_id": 4121820037237181,
-        "transport": {"kind": "Zmq", "config": {"endpoint": "tcp://10.0.0.5:41355"}},
-    },
-    f"event_sources/{CHANNEL}": {
-        "type": "EventSource",
-        "scope": {"kind": "endpoint", "endpoint": SCOPE},
-        "topic": "kv-events",
-        "publisher_id": 4121820037237181,
-        "metadata": {
-            "kv_state_endpoint": SCOPE,
-            "worker": {"worker_id": 2906474997296303708, "dp_rank": 0},
-            "publisher_id": 4121820037237181,
-            "recovery_target": {
-                "component": "worker",
-                "endpoint": "worker_kv_query_source_ea4c60325c9bd",
-                "namespace": "ns",
-                "instance_id": 2906474997296303708,
-                "transport": {"tcp": "10.0.0.5:38447/2855df9c62668e5c/ns/worker/query"},
-                "request_plane_codec": "msgpack",
-            },
-        },
-    },
-    "mdc/ns%2Fworker%2Fgenerate%2F2855df9c62668e5c": {
-        "type": "Model",
-        "card_json": {"display_name": "tiny", "kv_cache_block_size": 16},
-    },
-}
-
-
-def write(store: Path, records: dict[str, Any]) -> None:
-    for name, record in records.items():
-        path = store / "v1" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record))
-
-
-def test_records_say_where_a_worker_publishes(tmp_path: Path) -> None:
-    write(tmp_path, RECORDS)
-    assert find(tmp_path, SourceName.parse(NAME), "10.0.0.5") == Source(
-        publisher_id=4121820037237181,
-        endpoint="tcp://10.0.0.5:41355",
-        worker_id=2906474997296303708,
-        dp_rank=0,
-        recovery="10.0.0.5:38447/2855df9c62668e5c/ns/worker/query",
-        block_tokens=16,
-    )
-
-
-def test_a_worker_without_all_of_its_records_is_not_there_yet(tmp_path: Path) -> None:
-    for missing in RECORDS:
-        store = tmp_path / str(len(missing))
-        write(store, {name: record for name, record in RECORDS.items() if name != missing})
-        assert find(store, SourceName.parse(NAME), "10.0.0.5") is None
-
-
-def test_records_that_nobody_keeps_up_are_of_a_process_that_died(tmp_path: Path) -> None:
-    write(tmp_path, RECORDS)
-    os.utime(tmp_path / "v1" / "event_channels" / CHANNEL, (0, 0))
-    assert find(tmp_path, SourceName.parse(NAME), "10.0.0.5") is None
-
-
-def test_a_plane_that_cannot_be_followed_is_named(tmp_path: Path) -> None:
-    channel = RECORDS[f"event_channels/{CHANNEL}"] | {"transport": {"kind": "Nats", "config": {}}}
-    write(tmp_path, RECORDS | {f"event_channels/{CHANNEL}": channel})
-    with pytest.raises(RouterError, match=r"transport\.kind 'Nats'.*DYN_EVENT_PLANE=zmq"):
-        find(tmp_path, SourceName.parse(NAME), "10.0.0.5")

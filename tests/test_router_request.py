@@ -100,10 +100,10 @@ GOOD = "spec: small\ndiscovery: {kind: file, path: workers.yaml}\n"
 
 
 def test_a_configs_paths_are_relative_to_its_file(tmp_path: Path):
-    (tmp_path / "router.yaml").write_text(GOOD + "kv: {dynamo_store: kv}\n")
+    (tmp_path / "router.yaml").write_text(GOOD + "kv: {dynamo: {kind: file, path: kv}}\n")
     config = RouterConfig.load(tmp_path / "router.yaml")
     assert config.discovery.path == str(tmp_path / "workers.yaml")  # type: ignore[union-attr]
-    assert config.kv.dynamo_store == tmp_path / "kv"
+    assert config.kv.dynamo.path == tmp_path / "kv"  # type: ignore[union-attr]
     assert config.served_models() == ("meta-llama/Meta-Llama-3.1-8B",)
 
 

@@ -52,8 +52,9 @@ def terminal_table(found: Agreement) -> Table:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, title="cluster and simulator", title_justify="left")
-    for holds, sentence in found.findings:
-        table.add_row("[green]agrees[/]" if holds else "[red]differs[/]", sentence)
+    colours = {"agrees": "green", "spread": "yellow", "differs": "red"}
+    for verdict, sentence in found.findings:
+        table.add_row(f"[{colours[verdict]}]{verdict}[/]", sentence)
     return table
 
 
@@ -130,7 +131,7 @@ def _page(found: Agreement, lines: dict[str, list[Line]], command: str) -> str:
         colours=policy_colours([run.name for run in (found.cluster, found.simulator)]),
         over=found.cluster.looks_over,
         findings=findings,
-        missed=sum(not holds for holds, _ in findings),
+        missed=sum(verdict == "differs" for verdict, _ in findings),
         points=ATTAINMENT_POINTS,
         tolerance_s=found.tolerance_s,
         client_late_ms=found.client_late_ms,
@@ -189,7 +190,7 @@ def _markdown(found: Agreement, lines: dict[str, list[Line]], command: str) -> s
         f"{result.duration_s:g} s. Written by `{command}`.",
         "",
     ]
-    text += [f"- {'' if holds else 'differs: '}{words}" for holds, words in found.findings]
+    text += [f"- {verdict}: {words}" for verdict, words in found.findings]
     for name, table in lines.items():
         text += ["", f"## {name}", "", "| | cluster | simulator |", "|---|---:|---:|"]
         text += [f"| {line.label} | {' | '.join(line.texts)} |" for line in table]
@@ -203,13 +204,15 @@ def _markdown(found: Agreement, lines: dict[str, list[Line]], command: str) -> s
 def _plain(found: Agreement) -> dict[str, Any]:
     return {
         "policy": found.policy,
-        "attainment_percent": found.attainment,
-        "trajectories": [asdict(one) for one in found.trajectories],
+        "attainment_percent": {
+            name: asdict(one) | {"verdict": one.verdict} for name, one in found.attainment.items()
+        },
+        "trajectories": [asdict(one) | {"verdict": one.verdict} for one in found.trajectories],
         "looks": found.cluster.looks,
         "looks_over_budget": found.cluster.looks_over,
         "client_late_ms": found.client_late_ms,
         "ttft_excess_ms": found.ttft_excess_ms,
         "speed": found.speed,
         "accounts": found.accounts,
-        "agrees": all(holds for holds, _ in found.findings),
+        "differs": sum(verdict == "differs" for verdict, _ in found.findings),
     }

@@ -40,7 +40,7 @@ from hrl_planner.localcluster.credentials import ADMIN
 from hrl_planner.localcluster.demo_objects import install_definitions
 from hrl_planner.router.discovery.kubernetes import POOL_LABEL
 
-WARM_UP_S = 90.0
+WARM_UP_S = 180.0
 _START_S = 1200.0
 _LOCAL_S = 10.0
 _POLICY = {"mode": "active", "allocator": "lp:hold_s=60", "scaler": "rule"}
@@ -167,7 +167,11 @@ def measure(plane: ControlPlane, planners: Planners, pods: Pods, seconds: float)
     with planners.decisions.open() as file:
         file.seek(written)
         lines = [json.loads(line) for line in file if line.endswith("\n")]
+        lines = [line for line in lines if line["kind"] == "round"]
+    waited = changed(Counter(after["waited_s"]), Counter(before["waited_s"]))
+    mean_ms = {name: round(1e3 * waited[name] / n, 1) for name, n in requests.items() if n}
     return report(requests, server, took, lines, after["watches"], wall_s) | {
+        "answer_mean_ms": {name: ms for name, ms in mean_ms.items() if ms},
         "cores": round(used_s / wall_s, 3),
         "rss_mb": round(rss),
         "pods_least": least,
@@ -189,6 +193,12 @@ def report(
     sweeps = wall_s / _LOCAL_S
     ours = {name: n for name, n in requests.items() if _is_ours(name)}
     theirs = {name: n for name, n in server.items() if _is_ours(name)}
+    written = {
+        level: [
+            text for line in lines if line["level"] == level for text in line.get("written", ())
+        ]
+        for level in ("local", "global")
+    }
     figures: dict[str, Any] = {
         "seconds": round(wall_s),
         "watches": watches,
@@ -198,9 +208,11 @@ def report(
         "own_resources_by_client": sum(ours.values()),
         "own_resources_by_server": sum(theirs.values()),
         "by_server": dict(Counter(theirs).most_common()),
-        "rescaled": sum(" -> " in w for x in lines for w in x["written"] if x["level"] == "local"),
-        "quotas": sum("quota" in w for x in lines for w in x["written"] if x["level"] == "global"),
-        "errors": sum(bool(line["error"]) for line in lines),
+        "rescaled": sum(" -> " in text for text in written["local"]),
+        "quotas": sum("quota" in text for text in written["global"]),
+        "decisions": sum("decision" in line for line in lines),
+        "errors": sum("error" in line for line in lines),
+        "log_kb_per_s": round(sum(len(json.dumps(line)) for line in lines) / 1e3 / wall_s, 1),
     }
     for level in ("local", "global"):
         walls, cpus = sorted(took[level]), took[f"{level} cpu"]

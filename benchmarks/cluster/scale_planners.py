@@ -33,11 +33,12 @@ from hrl_planner.control.watched import Reader
 from hrl_planner.kube.access import blocking_client
 
 _counts: Counter[str] = Counter()
+_waited_s: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
-def count(method: str, url: str, query: Any) -> None:
-    """Note a request as `VERB resource`."""
+def count(method: str, url: str, query: Any) -> str:
+    """Note a request as `VERB resource`, and return that."""
     path, _, more = urlsplit(url).path.partition("/namespaces/")
     parts = more.split("/")[1:] if more else [path.rsplit("/", 1)[-1]]
     resource, sub = parts[0], parts[2] if len(parts) > 2 else ""
@@ -46,8 +47,10 @@ def count(method: str, url: str, query: Any) -> None:
         verb = "WATCH" if "watch" in text else "GET" if len(parts) > 1 else "LIST"
     else:
         verb = method
+    name = f"{verb} {resource}{'/' + sub if sub else ''}"
     with _lock:
-        _counts[f"{verb} {resource}{'/' + sub if sub else ''}"] += 1
+        _counts[name] += 1
+    return name
 
 
 def count_requests() -> None:
@@ -55,8 +58,12 @@ def count_requests() -> None:
     blocking, waiting = rest.RESTClientObject.request, aio_rest.RESTClientObject.request
 
     def request(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        count(method, url, kwargs.get("query_params"))
-        return blocking(self, method, url, *args, **kwargs)
+        name, began_s = count(method, url, kwargs.get("query_params")), time.perf_counter()
+        try:
+            return blocking(self, method, url, *args, **kwargs)
+        finally:
+            with _lock:
+                _waited_s[name] += time.perf_counter() - began_s
 
     async def aio_request(self: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         count(method, url, kwargs.get("query_params"))
@@ -77,6 +84,10 @@ class Timed:
     def interval_s(self) -> float:
         """See `Planner`."""
         return self._planner.interval_s
+
+    def follow(self) -> Any:
+        """See `Planner`."""
+        return self._planner.follow()
 
     def round(self) -> Any:
         """See `Planner`."""
@@ -122,6 +133,7 @@ def main() -> None:
             with _lock:
                 told = {
                     "requests": dict(_counts),
+                    "waited_s": dict(_waited_s),
                     "took_s": {level: list(took) for level, took in planners.took.items()},
                     "watches": service.watches,
                 }

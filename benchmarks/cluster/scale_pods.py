@@ -39,7 +39,7 @@ class Pods:
         self._wanted: dict[str, Object] = {}
         self._names: dict[str, list[str]] = {}
         self._serial = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # keeps them from being collected
         self._busy: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -53,22 +53,20 @@ class Pods:
 
     def __enter__(self) -> Pods:
         self._thread.start()
-        self._main = asyncio.run_coroutine_threadsafe(self._run(), self._loop)
+        asyncio.run_coroutine_threadsafe(self._run(), self._loop)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._main.cancel()
-        with contextlib.suppress(BaseException):
-            self._main.result(10.0)
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(30.0)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _end(self) -> None:
-        for task in self._tasks:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
 
     async def _run(self) -> None:
         self._slots = asyncio.Semaphore(_AT_ONCE)

@@ -1,6 +1,6 @@
 """Five hundred pools and their traffic, for `scale`: clusters, and metrics that rise and fall.
 
-Every group has ten pools of twenty replicas. Its requests swing by a seventh around what those
+Every group has ten pools of twenty replicas. Its requests swing by a tenth around what those
 replicas can carry, each group at its own time, so the allocator moves quotas and scalers move
 replicas all the while. Numbers come from nowhere: no worker runs, and none is asked.
 """
@@ -18,8 +18,8 @@ from hrl_planner.spec import ClusterSpec
 
 GROUPS, POOLS_EACH, REPLICAS = 50, 10, 20
 PERIOD_S = 600.0
-_SWING = 0.15
-_RPS = 420.0
+_SWING = 0.1
+_RPS = 800.0
 _SLACK = 1.1  # of the budget, over what runs at first
 
 

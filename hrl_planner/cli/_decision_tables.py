@@ -160,7 +160,11 @@ def as_json_line(step: Step) -> str:
         data["again"] = {"verdict": again.verdict, "differences": list(again.differences)}
         if again.decision is not None:
             data["again"] |= {
-                "replicas": again.decision.replicas,
+                "replicas": {
+                    name: count
+                    for name, count in again.decision.replicas.items()
+                    if entry.round.level == "global" or name == entry.round.name
+                },
                 "flows": again.decision.flows,
                 "reason": again.decision.plan.reason,
                 "marginal": again.decision.marginal,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def replay_log(
     logs: Annotated[
         list[str],
-        typer.Argument(metavar="LOG...", help="Files of decisions; - for standard input."),
+        typer.Argument(metavar="LOG", help="Files of decisions; - for standard input."),
     ],
     policy: Annotated[
         str | None,
@@ -71,12 +71,18 @@ def replay_log(
 
 
 def _instead(policy: str | None, checkpoint: str | None) -> Instead:
+    """Read who is to be asked, and refuse who does not exist before anybody is asked."""
+    from hrl_planner.control.decision import Choice, new_policy
     from hrl_planner.control.replay import Instead
     from hrl_planner.errors import DecisionLogError
 
-    if policy is None:
-        return Instead(checkpoint=checkpoint)
-    if checkpoint is not None:
+    if policy is not None and checkpoint is not None:
         raise DecisionLogError("--policy and --checkpoint: only one of the two can decide instead")
-    allocator, _, scaler = policy.partition("+")
-    return Instead(allocator, scaler or None)
+    if policy is None:
+        instead = Instead(checkpoint=checkpoint)
+    else:
+        allocator, _, scaler = policy.partition("+")
+        instead = Instead(allocator, scaler or None)
+    for logged in (Choice("allocator", "lp"), Choice("scaler", "rule")):
+        new_policy(instead.choice(logged))
+    return instead

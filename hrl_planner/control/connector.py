@@ -7,6 +7,7 @@ watches tell is in `watched.py`. What a write returns is the object as it was wr
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -117,18 +118,45 @@ class Connector:
 
     # Pods and events.
 
-    def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
-        """Return what there is of a target's pods, as replicas; no selector selects none."""
+    def pods(self, selector: str, per_replica: int = 1, *, crowded: bool = False) -> PodCounts:
+        """Return what there is of a target's pods, as replicas; no selector selects none.
+
+        Args:
+            selector: of the pods.
+            per_replica: see `count_pods`.
+            crowded: there are thousands of others. To find a target's pods an API server before
+                1.31 walks over all of the namespace in etcd, a second's work; what it has in its
+                own memory it walks over in milliseconds, and it can be told how new that must be.
+        """
         if not selector:
             return PodCounts()
+        if crowded:
+            now = self._pods(limit=1)["metadata"]["resourceVersion"]
+            with contextlib.suppress(KubeError):  # its memory is not that new yet
+                found = self._pods(
+                    label_selector=selector,
+                    resource_version=now,
+                    resource_version_match="NotOlderThan",
+                )
+                return count_pods(map(pod_of, found["items"]), per_replica)
+        found = self._pods(label_selector=selector)
+        return count_pods(map(pod_of, found["items"]), per_replica)
+
+    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return the same, as it is at this moment or later; what the connector reads always is."""
+        return self.pods(selector, per_replica)
+
+    def _pods(self, **query: Any) -> Any:
         listed = asked(
             "list pods",
             lambda: self._core.list_namespaced_pod(
-                self.namespace, label_selector=selector,
-                _preload_content=False, _request_timeout=REQUEST_TIMEOUT_S,
+                self.namespace,
+                **query,
+                _preload_content=False,
+                _request_timeout=REQUEST_TIMEOUT_S,
             ),
-        )  # fmt: skip
-        return count_pods(map(pod_of, json.loads(listed.data)["items"]), per_replica)
+        )
+        return json.loads(listed.data)
 
     def event(self, event: Any) -> None:
         """Create an event; a planner does not fail for want of one."""
@@ -251,16 +279,28 @@ def pool_or_error(item: Any) -> WorkerPool | UnreadableError:
         return error
 
 
-def pool_list(pools: Mapping[str, WorkerPool | UnreadableError], group: str | None) -> PoolList:
-    """Return those of a group, or all, by name; given are those of the namespace."""
+def pool_list(
+    pools: Mapping[str, WorkerPool | UnreadableError],
+    group: str | None,
+    taken: Mapping[str, str] | None = None,
+) -> PoolList:
+    """Return those of a group, or all, by name.
+
+    Args:
+        pools: of the namespace.
+        group: its name; None for all.
+        taken: of `taken_targets`, where it is known already.
+    """
     found, unreadable = [], {}
     for name, pool in sorted(pools.items()):
-        if isinstance(pool, WorkerPool):
+        if not isinstance(pool, WorkerPool):
+            if group in (None, pool.group):
+                unreadable[name] = str(pool)
+        elif group in (None, pool.spec.group):
             found.append(pool)
-        elif group in (None, pool.group):
-            unreadable[name] = str(pool)
-    wanted = tuple(pool for pool in found if group in (None, pool.spec.group))
-    return PoolList(wanted, unreadable, taken_targets(found))
+    if taken is None:
+        taken = taken_targets(pool for pool in pools.values() if isinstance(pool, WorkerPool))
+    return PoolList(tuple(found), unreadable, taken)
 
 
 def _conditions_of(item: Any) -> tuple[Condition, ...]:

@@ -6,7 +6,6 @@ the group chose. Neither knows the API server.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from hrl_planner.control.decision import QUOTA, WHOLE_QUOTA, Choice, Decider, Decision, Flows
@@ -15,10 +14,10 @@ from hrl_planner.control.planned import plannable, planned
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import cluster_spec_of
-from hrl_planner.kube.resources import ServingGroup
+from hrl_planner.kube.resources import ServingGroup, WorkerPool
 
 # The first window is half empty, and so is what a policy makes of it (`FluidPlanner` waits, too).
-_YOUNG_WINDOWS = 2.0
+YOUNG_WINDOWS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +82,6 @@ class Allocator:
             cluster.spec, Choice.of(group.spec.policy, "allocator"), observation
         )
 
-    def hear(self, group: ServingGroup, listed: PoolList, now_s: float) -> None:
-        """Listen to workers as for a plan; errors as those of one."""
-        cluster = planned(group, listed)
-        observe(cluster.described, cluster.pools, self._metrics, now_s)
-
 
 class Scaler:
     """The local level: decides the replicas of one pool.
@@ -104,30 +98,19 @@ class Scaler:
         """See the class."""
         self._metrics = metrics
         self._decider = Decider()
-        self._young_until_s = -math.inf
 
     def want(self, group: ServingGroup, listed: PoolList, name: str, now_s: float) -> Want:
         """Return the replicas a pool should have, and why; errors as for `Allocator.plan`."""
+        pool = next(pool for pool in listed.pools if pool.name == name)
         try:
             made = self._ask(group, listed, name, now_s)
         except HrlPlannerError:
             if not decides_nothing(group):
                 raise
-            pool = next(pool for pool in listed.pools if pool.name == name)
             return Want(pool.spec.quota or 0, WHOLE_QUOTA)
-        if made.turn == 0:
-            self._young_until_s = now_s + _YOUNG_WINDOWS * made.spec.intervals.window_s
-        wanted, reason = made.replicas[name], made.plan.reason
-        pool = next(pool for pool in listed.pools if pool.name == name)
-        has = min(pool.status.desired or 0, pool.spec.quota or 0)
-        if wanted < has and now_s < self._young_until_s and not decides_nothing(group):
-            return Want(has, f"{reason}: {wanted}, but too new to release replicas", made)
-        return Want(wanted, reason, made)
-
-    def hear(self, group: ServingGroup, listed: PoolList, now_s: float) -> None:
-        """Listen to workers as for a decision; errors as those of one."""
-        fit, _ = plannable(group, listed)
-        observe(cluster_spec_of(group, fit), fit, self._metrics, now_s)
+        if decides_nothing(group):
+            return Want(made.replicas[name], made.plan.reason, made)
+        return self._kept(made, pool)
 
     def _ask(self, group: ServingGroup, listed: PoolList, name: str, now_s: float) -> Decision:
         fit, left_out = plannable(group, listed)
@@ -136,6 +119,15 @@ class Scaler:
         spec = cluster_spec_of(group, fit)
         observation = observe(spec, fit, self._metrics, now_s)
         return self._decider.decide(spec, Choice.of(group.spec.policy, "scaler"), observation)
+
+    def _kept(self, made: Decision, pool: WorkerPool) -> Want:
+        """Return what was decided, without what a policy that is new would release."""
+        wanted, reason = made.replicas[pool.name], made.plan.reason
+        has = min(pool.status.desired or 0, pool.spec.quota or 0)
+        age_s = made.observation.now_s - self._decider.made_s
+        if wanted < has and age_s < YOUNG_WINDOWS * made.spec.intervals.window_s:
+            return Want(has, f"{reason}: {wanted}, but too new to release replicas", made)
+        return Want(wanted, reason, made)
 
 
 def decides_nothing(group: ServingGroup) -> bool:

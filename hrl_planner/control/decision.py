@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -20,8 +21,10 @@ from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner import Plan, PlanContext, Policy
 from hrl_planner.planner.checkpoint import digest, load
 from hrl_planner.planner.deployed import allocator_of, scaler_of
+from hrl_planner.planner.hpa import HpaPolicy
 from hrl_planner.planner.loop import within_budget
 from hrl_planner.planner.policy import Listener
+from hrl_planner.planner.queue_length import QueueLengthPolicy
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Intervention, Interventions
@@ -126,8 +129,20 @@ class Decision:
         return seen.ttft_attainment * seen.itl_attainment
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What a planner saw and decided while another one led; nothing comes of it but memory."""
+
+    group: str
+    decision: Decision | None
+
+
 class Decider:
-    """A policy with its memory: made anew when the cluster or the choice of policy has changed."""
+    """A policy with its memory: made anew when the cluster or the choice of policy has changed.
+
+    Attributes:
+        made_s: by the observations' clock, since when there is this policy.
+    """
 
     def __init__(self) -> None:
         """See the class."""
@@ -136,6 +151,7 @@ class Decider:
         self._shield = Interventions()
         self._digest = ""
         self._turn = 0
+        self.made_s = 0.0
 
     def decide(
         self, spec: ClusterSpec, choice: Choice, observation: ClusterObservation
@@ -162,7 +178,7 @@ class Decider:
         Raises:
             HrlPlannerError: as `decide`.
         """
-        if not isinstance(self._for(spec, choice), Listener):
+        if not isinstance(self._for(spec, choice, observation.now_s), Listener):
             return None
 
         def ask(policy: Policy) -> Plan:
@@ -180,7 +196,7 @@ class Decider:
         ask: Callable[[Policy], Plan],
     ) -> Decision:
         began_s = time.perf_counter()
-        policy = self._for(spec, choice)
+        policy = self._for(spec, choice, observation.now_s)
         self._policy = None
         self._shield.latest = []
         plan = ask(policy)
@@ -190,13 +206,13 @@ class Decider:
         took_s = time.perf_counter() - began_s
         return Decision(choice, asked, self._digest, turn, spec, observation, plan, told, took_s)
 
-    def _for(self, spec: ClusterSpec, choice: Choice) -> Policy:
+    def _for(self, spec: ClusterSpec, choice: Choice, now_s: float) -> Policy:
         """Return the policy there is, or a new one where it is for something else."""
         if self._policy is None or self._made_for != (spec, choice):
-            self._turn = 0
+            self._turn, self.made_s = 0, now_s
             self._shield = Interventions()
             self._policy = None
-            policy = _make(choice, self._shield)
+            policy = new_policy(choice, self._shield)
             policy.reset(PlanContext(spec))
             self._policy, self._made_for = policy, (spec, choice)
             self._digest = "" if choice.checkpoint is None else digest(choice.checkpoint)
@@ -218,7 +234,31 @@ class _WholeQuota:
         return Plan(quotas, reason=WHOLE_QUOTA)
 
 
-def _make(choice: Choice, log: Interventions) -> Policy:
+# Policies that decide each pool by its own row alone: what they saw of the others says nothing.
+_POOL_BY_POOL = (_WholeQuota, RulePolicy, HpaPolicy, QueueLengthPolicy)
+
+
+@lru_cache(maxsize=64)
+def decides_pool_by_pool(choice: Choice) -> bool:
+    """Say whether a policy decides each pool by its own row alone.
+
+    Raises:
+        HrlPlannerError: there is no such policy.
+    """
+    return choice.checkpoint is None and isinstance(new_policy(choice), _POOL_BY_POOL)
+
+
+def new_policy(choice: Choice, log: Interventions | None = None) -> Policy:
+    """Return a policy that has not been told yet what it plans for.
+
+    Args:
+        choice: which.
+        log: where a shield tells what it does.
+
+    Raises:
+        HrlPlannerError: there is none, or its checkpoint cannot be read.
+    """
+    log = Interventions() if log is None else log
     if choice.checkpoint is not None:
         checkpoint = load(choice.checkpoint)
         make = allocator_of if choice.level == "allocator" else scaler_of

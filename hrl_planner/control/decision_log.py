@@ -17,6 +17,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from hrl_planner.control.decision import Decision, Followed
 from hrl_planner.control.global_planner import GlobalRound
 from hrl_planner.control.local_planner import LocalRound
 from hrl_planner.control.log_lines import ClusterLine, DecisionLine, RoundLine
@@ -69,21 +70,22 @@ class DecisionLog:
         """See the class."""
         self._to, self._by, self._namespace, self._clock = to, by, namespace, clock
         self._lock = threading.Lock()
-        self._last: tuple[ClusterSpec, ClusterLine] | None = None
+        self._lines: dict[tuple[str, str], tuple[ClusterSpec, ClusterLine]] = {}
         self._told_s: dict[str, float] = {}  # hash of a cluster, and when it was written
 
-    def write(self, name: str, done: Round, took_s: float) -> None:
+    def write(self, name: str, done: Round | Followed, took_s: float) -> None:
         """Write a round of the planner of this name; may be called from any thread."""
         with self._lock:
             self._write(name, done, took_s)
 
-    def _write(self, name: str, done: Round, took_s: float) -> None:
+    def _write(self, name: str, done: Round | Followed, took_s: float) -> None:
         now_s = round(self._clock(), 3)
         decision = done.decision
-        cluster = None if decision is None else self._described(decision.spec, now_s)
+        cluster = None if decision is None else self._described(decision, now_s)
         made = None
         if decision is not None and cluster is not None:
-            made = DecisionLine.of(decision, cluster.hash)
+            pool = name if decision.choice.level == "scaler" else None
+            made = DecisionLine.of(decision, cluster.hash, pool)
         line = self._line(name, done, took_s, now_s, made)
         text = line.model_dump_json(exclude_defaults=True)
         record = self._record(text, cluster, now_s)
@@ -97,10 +99,13 @@ class DecisionLog:
         """Let go of the file."""
         self._to.close()
 
-    def _described(self, spec: ClusterSpec, now_s: float) -> ClusterLine:
-        if self._last is None or self._last[0] != spec:
-            self._last = (spec, ClusterLine.of(spec, now_s))
-        return self._last[1]
+    def _described(self, decision: Decision, now_s: float) -> ClusterLine:
+        """Return the line of a cluster; a group's is made once per change and level."""
+        spec, key = decision.spec, (decision.spec.name, decision.choice.level)
+        known = self._lines.get(key)
+        if known is None or known[0] != spec:
+            known = self._lines[key] = (spec, ClusterLine.of(spec, now_s))
+        return known[1]
 
     def _record(self, text: str, cluster: ClusterLine | None, now_s: float) -> logging.LogRecord:
         """Return what to write: the round, after its cluster where that was not told lately."""
@@ -111,7 +116,12 @@ class DecisionLog:
         return logging.makeLogRecord({"msg": text})
 
     def _line(
-        self, name: str, done: Round, took_s: float, now_s: float, made: DecisionLine | None
+        self,
+        name: str,
+        done: Round | Followed,
+        took_s: float,
+        now_s: float,
+        made: DecisionLine | None,
     ) -> RoundLine:
         common: dict[str, Any] = {
             "format": 1,
@@ -120,12 +130,14 @@ class DecisionLog:
             "by": self._by,
             "namespace": self._namespace,
             "name": name,
-            "mode": done.mode,
             "took_s": round(took_s, 4),
             "decision": made,
-            "error": done.error,
-            "written": list(done.written),
         }
+        if isinstance(done, Followed):
+            scales = done.decision is not None and done.decision.choice.level == "scaler"
+            level = "local" if scales else "global"
+            return RoundLine(level=level, group=done.group, mode="standby", **common)
+        common |= {"mode": done.mode, "error": done.error, "written": list(done.written)}
         if isinstance(done, GlobalRound):
             return RoundLine(
                 level="global",

@@ -6,8 +6,9 @@ that one in them, which takes a write per planner once. Either way there is one 
 whoever runs it, so no two processes lead the same planner, however many each of them runs.
 
 A process that could not renew for two thirds of the duration leads nothing: by then nobody else
-counts the lease as run out. Whoever stalled longer takes all leases anew, by writes, which fail
-where another process was faster.
+counts the lease as run out. When it can again, and its heartbeat is still there, nobody has taken
+over: that begins with ending the heartbeat. Only who lacks the permission takes a lease without
+that, after three times the duration, and by then its holder has forgotten what it held.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Protocol
 
 from urllib3.exceptions import HTTPError
 
-from hrl_planner.control.lease import DURATION_S, Lease, Leases
+from hrl_planner.control.lease import DURATION_S, UNENDED_DURATIONS, Lease, Leases
 from hrl_planner.errors import HrlPlannerError
 
 # Whoever leads renews so often, and whoever does not looks so often whether it may.
 RENEW_S = DURATION_S / 5.0
 _BELIEVED_S = DURATION_S * 2.0 / 3.0
+_FORGOTTEN_S = DURATION_S * (UNENDED_DURATIONS - 1.0)
 # After a failure: whoever was cut off acts again soon after the server is back.
 _RETRY_S = 1.0
 # Renewing must not wait for five hundred leases to be taken.
@@ -90,18 +92,20 @@ class OneHeartbeat:
         """See the class."""
         self.unfinished = False
         self._leases, self._clock = leases, clock
-        self._beat = Lease(leases, leases.heartbeat)
         self._kept: set[str] = set()
         self._beat_s = clock()
 
     def keep(self, names: Collection[str]) -> set[str]:
         """Renew the heartbeat, and write it into leases that are free."""
         began_s = self._clock()
-        if not self._beat.hold():
+        heartbeat = self._leases.heartbeat
+        beat = self._leases.read(heartbeat)
+        forgotten = began_s - self._beat_s >= _FORGOTTEN_S
+        if beat is None or not self._leases.is_ours(beat) or forgotten:
             self._kept = set()
+        if not self._leases.write(heartbeat, beat, self._leases.holder):
+            self._kept = set()  # another has ended it this very moment
             return self._kept
-        if began_s - self._beat_s >= _BELIEVED_S:
-            self._kept = set()
         self._beat_s = began_s
         wanted = set(names)
         if self._kept != wanted:
@@ -115,22 +119,15 @@ class OneHeartbeat:
             if name in found and self._leases.is_ours(found[name]):
                 self._leases.remove(found[name])
         kept = self._kept & wanted
-        dead: dict[str, object] = {}
         for name in sorted(wanted - kept):
             if self._clock() > until_s:
                 self.unfinished = True
                 break
             lease = found.get(name)
-            if lease is not None:
-                if not self._leases.is_free(lease, found.get):
-                    continue
-                beat = self._leases.beat_of(lease, found.get)
-                if beat is not None and not self._leases.is_ours(beat):
-                    dead[beat.metadata.name] = beat
+            if lease is not None and not self._leases.is_free(lease, found.get):
+                continue
             if self._leases.write(name, lease, self._leases.by_heartbeat):
                 kept.add(name)
-        for beat in dead.values():
-            self._leases.remove(beat)
         return kept
 
     def release(self) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from hrl_planner.control.conditions import reason_of
 from hrl_planner.control.connector import Connector, UnreadableError
 from hrl_planner.control.decide import Allocator, GroupPlan
-from hrl_planner.control.decision import Decision, Flows
+from hrl_planner.control.decision import Decision, Flows, Followed
 from hrl_planner.control.group_status import conditions_of, status_of
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pool_list import PoolList, accounts, claims_of
@@ -165,11 +165,11 @@ class GlobalPlanner:
             wrong,
         )
 
-    def follow(self) -> None:
-        """Listen to the workers the leader listens to; errors as those of a round."""
+    def follow(self) -> Followed:
+        """Listen to what the leader listens to; errors as those of a round."""
         group = self._look_at.group(self.name)
         self.interval_s = group.spec.intervals.local_s
-        self._allocator.hear(group, self._look_at.pools(self.name), self._clock())
+        return Followed(self.name, self._listen(group, self._look_at.pools(self.name)))
 
     def _plan(
         self, group: ServingGroup, listed: PoolList

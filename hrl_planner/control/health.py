@@ -7,7 +7,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+_PAGE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Health:
@@ -40,7 +40,7 @@ class Health:
                 found = page is not None or (answer is not None and answer())
                 self.send_response(200 if found else 404 if answer is None else 503)
                 if page is not None:
-                    self.send_header("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)
+                    self.send_header("Content-Type", _PAGE)
                 self.send_header("Content-Length", str(len(page or b"")))
                 self.end_headers()
                 self.wfile.write(page or b"")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -29,6 +29,7 @@ from hrl_planner.control.decision import Decision
 from hrl_planner.control.global_planner import GlobalRound
 from hrl_planner.control.local_planner import LocalRound
 from hrl_planner.kube.convert import WATTS
+from hrl_planner.observation import CLASS_FIELDS
 
 Result = Literal["done", "held", "failed"]
 _ROUND_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -161,7 +162,9 @@ class Instruments:
             series = self._series(level, name)
             made = done.decision
             if made is not None:
-                series.decision, series.decided_s = made, self._clock()
+                series.seen = made
+                if made.asked == "decide":
+                    series.decision, series.decided_s = made, self._clock()
                 self._count(level, made)
             series.begin()
             if isinstance(done, GlobalRound):
@@ -175,7 +178,8 @@ class Instruments:
         self._round_s.labels(level).observe(took_s)
 
     def _count(self, level: str, made: Decision) -> None:
-        self._decision_s.labels(level).observe(made.took_s)
+        if made.asked == "decide":
+            self._decision_s.labels(level).observe(made.took_s)
         for entry in made.interventions:
             self._shield.labels(level, entry.action, entry.cause).inc()
 
@@ -187,6 +191,7 @@ class _Series:
     """The gauges of one planner.
 
     Attributes:
+        seen: what the policy was shown last.
         decision: the last one.
         decided_s: when it was made, seconds since 1970.
         heard_s: of a local planner, when workers were heard last.
@@ -196,6 +201,7 @@ class _Series:
         self._gauges, self._who = gauges, (level, name)
         self._shown: set[tuple[str, tuple[str, ...]]] = set()
         self._before = self._shown
+        self.seen: Decision | None = None
         self.decision: Decision | None = None
         self.decided_s = 0.0
         self.heard_s: float | None = None
@@ -216,7 +222,7 @@ class _Series:
 
     def forget(self) -> None:
         self._remove(self._shown)
-        self._shown, self.decision = set(), None
+        self._shown, self.seen, self.decision = set(), None, None
 
     def _remove(self, series: Iterable[tuple[str, tuple[str, ...]]]) -> None:
         for name, labels in series:
@@ -235,22 +241,25 @@ def _show_global(series: _Series, group: str, done: GlobalRound) -> None:
         series.set("pool_quota_replicas", quota, group, pool)
         series.set("pool_planned_replicas", done.planned.get(pool), group, pool)
         series.set("pool_quota_waits", pool in done.settlement.waits, group, pool)
-    made = series.decision
-    if made is None:
+    if series.decision is not None:
+        _show_plan(series, group, series.decision, done.quotas.keys())
+    seen = series.seen
+    if seen is None:
         return
+    for index, cls in enumerate(seen.spec.slo_classes):
+        row = dict(zip(CLASS_FIELDS, seen.observation.classes[index].tolist(), strict=True))
+        series.set("class_attainment_ratio", row["attainment"], group, cls.name)
+        series.set("class_requests_per_second", row["arrivals_rps"], group, cls.name)
+
+
+def _show_plan(series: _Series, group: str, made: Decision, pools: Collection[str]) -> None:
     for pool, value in made.marginal.items():
-        if pool in done.quotas:
+        if pool in pools:
             series.set("pool_marginal_value_per_gpu", value, group, pool)
-    planned = None if made.plan.advice is None else made.plan.advice.planned_rps
-    for index, cls in enumerate(made.spec.slo_classes):
-        seen = {
-            "class_attainment_ratio": made.observation.class_field("attainment"),
-            "class_requests_per_second": made.observation.class_field("arrivals_rps"),
-            "class_planned_requests_per_second": planned,
-        }
-        for name, values in seen.items():
-            if values is not None:
-                series.set(name, float(values[index]), group, cls.name)
+    if made.plan.advice is not None:
+        planned = made.plan.advice.planned_rps.tolist()
+        for cls, rate in zip(made.spec.slo_classes, planned, strict=True):
+            series.set("class_planned_requests_per_second", rate, group, cls.name)
 
 
 def _show_local(series: _Series, pool: str, done: LocalRound) -> None:

@@ -24,6 +24,7 @@ from hrl_planner.control.requests import kube_error
 
 # Two leaders do no harm (the ledger), so that a dead one may be replaced soon.
 DURATION_S = 10.0
+UNENDED_DURATIONS = 3.0
 _TIMEOUT_S = 5.0
 _BY_HEARTBEAT = "lease/"
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Leases:
         self._clock, self._duration_s = clock, duration_s
         # Version of a lease, since when, and when it was looked at last.
         self._seen: dict[str, tuple[str, float, float]] = {}
+        self._ended_last = ("", "")  # name and version of a heartbeat
 
     def read(self, name: str) -> Any | None:
         """Return a lease, or None if there is none."""
@@ -97,15 +99,12 @@ class Leases:
             return True
         if not lease.spec.holder_identity.startswith(_BY_HEARTBEAT):
             return self._ran_out(lease)
-        beat = self.beat_of(lease, find)
-        return beat is None or not beat.spec.holder_identity or self._ran_out(beat)
-
-    def beat_of(self, lease: Any, find: Callable[[str], Any | None]) -> Any | None:
-        """Return the heartbeat that a lease names as its holder."""
-        holder = lease.spec.holder_identity or ""
-        if not holder.startswith(_BY_HEARTBEAT):
-            return None
-        return find(holder.removeprefix(_BY_HEARTBEAT))
+        beat = find(lease.spec.holder_identity.removeprefix(_BY_HEARTBEAT))
+        if beat is None or not beat.spec.holder_identity:
+            return True
+        # Its end tells a process that wakes up again that all is lost. Who may not end it waits
+        # until such a process takes all its leases anew of its own accord.
+        return self._ran_out(beat) and (self._ended(beat) or self._ran_out(beat, UNENDED_DURATIONS))
 
     def write(self, name: str, before: Any | None, holder: str) -> bool:
         """Put a holder into a lease; False if the lease is not any more as it was read."""
@@ -144,14 +143,20 @@ class Leases:
             return False
         return True
 
-    def _ran_out(self, lease: Any) -> bool:
+    def _ended(self, beat: Any) -> bool:
+        version = (beat.metadata.name, beat.metadata.resource_version)
+        if version != self._ended_last and self.remove(beat):
+            self._ended_last = version
+        return version == self._ended_last
+
+    def _ran_out(self, lease: Any, durations: float = 1.0) -> bool:
         name, version, now_s = lease.metadata.name, lease.metadata.resource_version, self._clock()
         seen, since_s, looked_s = self._seen.get(name, ("", now_s, now_s))
         # While the API server was away nobody could renew: that says nothing of the holder.
         if seen != version or now_s - looked_s >= self._duration_s:
             since_s = now_s
         self._seen[name] = (version, since_s, now_s)
-        return now_s - since_s >= self._duration_s
+        return now_s - since_s >= durations * self._duration_s
 
 
 class Lease:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from hrl_planner.control.conditions import reason_of
 from hrl_planner.control.connector import Connector, UnreadableError
 from hrl_planner.control.decide import Scaler, Want, decides_nothing
-from hrl_planner.control.decision import Decision
+from hrl_planner.control.decision import Decision, Followed
 from hrl_planner.control.local_status import (
     Seen,
     Trouble,
@@ -153,7 +153,7 @@ class LocalPlanner:
             if not self._dry_run:
                 self._telling.unreadable(error, "Decided")
             raise
-        listed = self._look_at.pools()
+        listed = self._look_at.pools(pool.spec.group)
         before = self._wants
         active = self._decide(pool, listed)
         wants = self._wants
@@ -188,16 +188,14 @@ class LocalPlanner:
             "; ".join(trouble.message for trouble in told),
         )
 
-    def follow(self) -> None:
-        """Listen to the workers the leader listens to; errors as those of a round."""
-        pool, everything = self._look_at.pool(self.name), self._look_at.pools()
-        group = self._look_at.group(pool.spec.group)
-        self.interval_s = group.spec.intervals.local_s
-        of_group = tuple(p for p in everything.pools if p.spec.group == group.metadata.name)
-        listed = PoolList(of_group, taken=everything.taken)
-        self._scaler.hear(group, listed, self._clock())
+    def follow(self) -> Followed:
+        """Decide what the leader decides; errors as those of a round."""
+        pool = self._look_at.pool(self.name)
+        before = self._wants
+        self._decide(pool, self._look_at.pools(pool.spec.group))
+        return Followed(pool.spec.group, None if self._wants is before else self._wants.decision)
 
-    def _decide(self, pool: WorkerPool, everything: PoolList) -> bool:
+    def _decide(self, pool: WorkerPool, listed: PoolList) -> bool:
         """Ask the policy if it is time to, and say whether what it decides is carried out.
 
         A round in between carries out what was decided before.
@@ -208,8 +206,7 @@ class LocalPlanner:
             return False
         self.interval_s = group.spec.intervals.local_s
         active = group.spec.policy.mode == "active"
-        of_group = tuple(p for p in everything.pools if p.spec.group == group.metadata.name)
-        mine = next((p for p in of_group if p.name == self.name), None)
+        mine = next((p for p in listed.pools if p.name == self.name), None)
         # What a policy makes of numbers that are not there yet could be carried out as soon as the
         # quota comes, in this very round.
         if mine is not None and mine.spec.quota is None:
@@ -222,7 +219,6 @@ class LocalPlanner:
         if now_s < self._next_s and not decides_nothing(group):
             return active
         self._next_s = now_s + self.interval_s
-        listed = PoolList(of_group, taken=everything.taken)
         try:
             want = self._scaler.want(group, listed, self.name, now_s)
             self._wants = _Wants(want, want.reason)
@@ -274,15 +270,24 @@ class LocalPlanner:
         return was, seen, step, written, None
 
     def _look_afresh(self, seen: Seen) -> Seen:
-        """Read what the ledger asks for; while a claim is open, that is the target alone.
-
-        To find a target's pods an API server walks over all of the namespace.
-        """
+        """Read what the ledger asks for; while a claim is open, that is the target alone."""
         claimed = seen.pool.status.claim is not None
-        again = self._look(seen.pool, self._connector, pods=seen.pods if claimed else None)
+        again = self._look(
+            seen.pool,
+            self._connector,
+            pods=seen.pods if claimed else None,
+            count=self._look_at.pods_now,
+        )
         return replace(again, fresh=True)
 
-    def _look(self, pool: WorkerPool, at: Reader, *, pods: PodCounts | None = None) -> Seen:
+    def _look(
+        self,
+        pool: WorkerPool,
+        at: Reader,
+        *,
+        pods: PodCounts | None = None,
+        count: Callable[[str, int], PodCounts] | None = None,
+    ) -> Seen:
         """Look at what the book, read before, is about; at pods only if they are not given."""
         try:
             target = at.target(pool.spec.scale_target_ref)
@@ -293,7 +298,7 @@ class LocalPlanner:
         # Pods of a target that is gone still hold GPUs until they are.
         selector = selector or target.selector or pool.status.selector
         try:
-            pods = pods or at.pods(selector, pool.spec.pods_per_replica)
+            pods = pods or (count or at.pods)(selector, pool.spec.pods_per_replica)
         except DeniedError as error:
             return Seen(pool, target, trouble=Trouble("PodsCounted", "Denied", str(error)))
         return Seen(pool, target, pods, self._settled(target, pool), selector=selector)

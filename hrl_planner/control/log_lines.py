@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from hrl_planner.control.decision import Asked, Choice, Decision
+from hrl_planner.control.decision import Asked, Choice, Decision, decides_pool_by_pool
 from hrl_planner.observation import (
     CLASS_FIELDS,
     POOL_FIELDS,
@@ -114,9 +114,22 @@ class DecisionLine(_Model):
     took_s: float = 0.0
 
     @staticmethod
-    def of(decision: Decision, cluster: str) -> DecisionLine:
-        """Describe a decision for a cluster of this hash."""
+    def of(decision: Decision, cluster: str, pool: str | None = None) -> DecisionLine:
+        """Describe a decision.
+
+        Args:
+            decision: it.
+            cluster: hash of its cluster.
+            pool: the one it was made for, of which alone the answer is written down, and the row,
+                if the policy looked at no other; absent: it was made for all.
+        """
         spec, seen = decision.spec, decision.observation
+        pools = _written([p.name for p in spec.pools], seen.pools)
+        replicas = decision.replicas
+        if pool is not None:
+            replicas = {pool: replicas[pool]}
+            if decides_pool_by_pool(decision.choice):
+                pools = {pool: pools[pool]}
         return DecisionLine(
             cluster=cluster,
             policy=decision.choice.policy,
@@ -125,9 +138,9 @@ class DecisionLine(_Model):
             digest=decision.digest,
             turn=decision.turn,
             now_s=seen.now_s,
-            pools=_written([pool.name for pool in spec.pools], seen.pools),
+            pools=pools,
             classes=_written([cls.name for cls in spec.slo_classes], seen.classes),
-            replicas=decision.replicas,
+            replicas=replicas,
             flows=decision.flows,
             reason=decision.plan.reason,
             marginal=decision.marginal,
@@ -139,13 +152,18 @@ class DecisionLine(_Model):
         )
 
     def observation(self, cluster: ClusterLine) -> ClusterObservation:
-        """Return what was seen; what a row does not have is unknown."""
+        """Return what was seen; what a row does not have is unknown.
+
+        Where one pool's row alone was written down, the others have the same.
+        """
         spec = cluster.cluster
-        pools = [pool.name for pool in spec.pools]
+        names = [pool.name for pool in spec.pools]
+        alone = next(iter(self.pools)) if len(self.pools) == 1 else None
+        rows = {name: self.pools.get(name) or self.pools.get(alone or "", []) for name in names}
         classes = [cls.name for cls in spec.slo_classes]
         return ClusterObservation(
             self.now_s,
-            _read(self.pools, pools, cluster.pool_fields, POOL_FIELDS),
+            _read(rows, names, cluster.pool_fields, POOL_FIELDS),
             _read(self.classes, classes, cluster.class_fields, CLASS_FIELDS),
         )
 
@@ -165,13 +183,13 @@ class RoundLine(_Model):
     level: Literal["global", "local"]
     name: str = Field(description="of the group, or of the pool")
     group: str
-    mode: str
+    mode: str = Field(description="active, shadow; standby: another process leads")
     took_s: float
     decision: DecisionLine | None = Field(None, description="absent: none was due, or see error")
     error: str = Field("", description="why there is no decision")
     waits: dict[str, str] = Field({}, description="by pool, why it has not got what was decided")
     written: list[str] = Field([], description="writes that the API server accepted")
-    quotas: dict[str, int | None] = Field(description="by pool, at the end of the round")
+    quotas: dict[str, int | None] = Field({}, description="by pool, at the end of the round")
     used: dict[str, float | None] = Field(
         {}, description="global: of each resource, granted or held; null: unknown"
     )

@@ -43,7 +43,7 @@ class Mirror(Generic[Kept]):
         self._listed = threading.Event()
 
     @property
-    def objects(self) -> Mapping[str, Kept]:
+    def objects(self) -> dict[str, Kept]:
         """What is known, by name."""
         return self._reflector.objects
 

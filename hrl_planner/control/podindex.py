@@ -26,6 +26,10 @@ class PodIndex:
         self._pods: dict[str, Pod] = {}
         self._by_label: dict[tuple[str, str], dict[str, Pod]] = {}
 
+    def __len__(self) -> int:
+        """Return how many pods there are."""
+        return len(self._pods)
+
     def update(self, pods: Mapping[str, Pod], names: Iterable[str]) -> list[Pod]:
         """Take over pods that came, changed or went, and return those that went."""
         gone = []

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from hrl_planner.control.decision import Choice, Decider, Decision, Flows
+from hrl_planner.control.decision import Choice, Decider, Decision, Flows, decides_pool_by_pool
 from hrl_planner.control.log_lines import ClusterLine, DecisionLine
 from hrl_planner.control.log_reader import Entry
-from hrl_planner.errors import HrlPlannerError
+from hrl_planner.errors import DecisionLogError, HrlPlannerError
 
 Verdict = Literal["same", "different", "unsettled", "failed"]
 _FLOW_TOLERANCE_RPS = 1e-5  # numbers of the log have six decimals
@@ -96,6 +96,7 @@ class Replayer:
         before = logged.choice(entry.round.level)
         choice = self._instead.choice(before)
         try:
+            _require_rows(choice, logged, entry.cluster)
             made = _ask(stream, choice, logged, entry.cluster)
         except HrlPlannerError as error:
             stream.lose()
@@ -108,6 +109,8 @@ class Replayer:
             return Again("same", (), made, same_policy)
         if choice == before and made.digest != logged.digest:
             differences = (f"checkpoint {logged.digest} is now {made.digest}", *differences)
+        if others := entry.cluster.other_profiles():
+            differences = (f"other numbers here in profile {', '.join(others)}", *differences)
         verdict: Verdict = "different" if whole or not same_policy else "unsettled"
         return Again(verdict, differences, made, same_policy)
 
@@ -130,6 +133,17 @@ class _Stream:
 
     def lose(self) -> None:
         self._turn = None
+
+
+def _require_rows(choice: Choice, logged: DecisionLine, cluster: ClusterLine) -> None:
+    """Refuse to ask a policy that looks at pools whose rows are not in the log."""
+    whole = len(logged.pools) == len(cluster.cluster.pools)
+    if not whole and not decides_pool_by_pool(choice):
+        asked = choice.checkpoint or choice.policy
+        raise DecisionLogError(
+            f"{asked} looks at all pools; {logged.policy} looked at one, and no other row was "
+            "written down"
+        )
 
 
 def _ask(

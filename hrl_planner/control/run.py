@@ -54,8 +54,8 @@ class Planner(Protocol):
     def round(self) -> Any:
         """Look, decide, write; say what was seen and done."""
 
-    def follow(self) -> None:
-        """Listen as for a round, so that whoever takes over knows what is going on."""
+    def follow(self) -> Any:
+        """Look and decide as in a round and write nothing, in order to go on where another ends."""
 
 
 class Election(Protocol):
@@ -78,6 +78,9 @@ class Audience(Protocol):
 
     def rounded(self, level: str, name: str, done: Any, took_s: float) -> None:
         """Hear of a round."""
+
+    def followed(self, level: str, name: str, done: Any, took_s: float) -> None:
+        """Hear of what a planner that does not lead has seen."""
 
     def failed(self, level: str, name: str, took_s: float, *, gone: bool) -> None:
         """Hear of a round that came to no end, perhaps as there is nothing to plan for any more."""
@@ -223,7 +226,7 @@ class Runner:
             if self._stopped:
                 return
             if not leads:
-                task.planner.follow()
+                self._audience.followed(*key, task.planner.follow(), self._clock() - began_s)
                 return
             done = task.planner.round()
             task.complaint = ""

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from hrl_planner.control.connector import Connector
+from hrl_planner.control.decision import Followed
 from hrl_planner.control.decision_log import DecisionLog, Round
 from hrl_planner.control.election import EachItsOwn, Elector, OneHeartbeat
 from hrl_planner.control.fleet import Fleet, Planners
@@ -97,6 +98,10 @@ class _Heard:
     def rounded(self, level: str, name: str, done: Round, took_s: float) -> None:
         self._rounded(level, name, done, took_s)
         self._log.write(name, done, took_s)
+
+    def followed(self, level: str, name: str, done: Followed, took_s: float) -> None:
+        if done.decision is not None:  # what is remembered of it belongs to what is decided later
+            self._log.write(name, done, took_s)
 
 
 def this_process() -> str:

@@ -100,8 +100,13 @@ class Targets:
         self._objects = client.CustomObjectsApi(api)
         self._resources: dict[tuple[str, str], _Served] = {}
 
-    def read(self, ref: ScaleTargetRef) -> TargetState:
+    def read(self, ref: ScaleTargetRef, known: Any | None = None) -> TargetState:
         """Return a scale target with the version of its spec; missing ones are no error.
+
+        Args:
+            ref: the target.
+            known: its metadata at some version; if that is the present one, the scale is all that
+                is read.
 
         Raises:
             TargetError: if it cannot be read, whatever it may be.
@@ -110,7 +115,7 @@ class Targets:
         try:
             if ref.component is not None:
                 return self._read_component(ref)
-            return self._read_scale(ref)
+            return self._read_scale(ref, known)
         except (TargetError, ConflictError):
             raise
         except DeniedError as error:
@@ -151,7 +156,7 @@ class Targets:
 
     # Anything with a scale subresource.
 
-    def _read_scale(self, ref: ScaleTargetRef) -> TargetState:
+    def _read_scale(self, ref: ScaleTargetRef, known: Any | None = None) -> TargetState:
         served = self._served(ref)
         if not served.scalable:
             hint = ""
@@ -166,11 +171,13 @@ class Targets:
                         *self.path(ref), ref.name, _request_timeout=REQUEST_TIMEOUT_S
                     ),
                 )
-                meta = self._get(ref)["metadata"]
+                version = scale["metadata"]["resourceVersion"]
+                if known is None or known["resourceVersion"] != version:
+                    known = self._get(ref)["metadata"]
             except NotFoundError:
                 return TargetState(MISSING, missing=f"{ref.kind} {ref.name} does not exist")
-            if scale["metadata"]["resourceVersion"] == meta["resourceVersion"]:
-                return _state_of_scale(ref, scale, meta)
+            if known["resourceVersion"] == version:
+                return _state_of_scale(ref, scale, known)
         raise ConflictError(f"{ref.kind} {ref.name}: changes faster than it can be read")
 
     def _write_scale(self, ref: ScaleTargetRef, replicas: int, version: str) -> bool:

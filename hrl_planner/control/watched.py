@@ -10,6 +10,7 @@ watched, and the target is read again when its version has changed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -26,14 +27,17 @@ from hrl_planner.control.connector import (
 from hrl_planner.control.mirrors import Mirror, Mirrors
 from hrl_planner.control.podindex import PodIndex, equalities
 from hrl_planner.control.pods import Pod, PodCounts, count_pods, pod_of
-from hrl_planner.control.pool_list import PoolList
-from hrl_planner.control.targets import TargetState
+from hrl_planner.control.pool_list import PoolList, taken_targets
+from hrl_planner.control.targets import TargetState, identity
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
 from hrl_planner.kube.reflector import Json, ListCall
 from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 
 POOL_LABEL = f"{GROUP}/pool"
+# More pods than this an API server should not be made to walk over for those of one target.
+_CROWD = 1000
+_RIGHTS = " "  # no group's name: counts changes of who scales what
 Wake = Callable[[str, str], None]
 
 
@@ -54,6 +58,9 @@ class Reader(Protocol):
 
     def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
         """Return what there is of a target's pods, as replicas; no selector selects none."""
+
+    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return the same, as it is at this moment or later."""
 
 
 class Watched:
@@ -84,7 +91,11 @@ class Watched:
         self._whole = whole
         self._wake = wake
         self._acted_on: dict[str, _ActedOn] = {}
-        self._read: dict[ScaleTargetRef, tuple[list[str], TargetState]] = {}
+        # Pool lists by group (None for all), and at which count of changes they were made.
+        self._changes: Counter[str | None] = Counter()
+        self._lists: dict[str | None, tuple[tuple[int, int], PoolList]] = {}
+        self._taken: tuple[int, Mapping[str, str]] = (-1, {})
+        self._read: dict[ScaleTargetRef, tuple[list[str | None], TargetState]] = {}
         self._pods: dict[str, PodIndex] = {}
 
     def group(self, name: str) -> ServingGroup:
@@ -109,22 +120,39 @@ class Watched:
         mirror = self._all_pools()
         if not mirror.believed():
             return self._connector.pools(group)
-        return pool_list(mirror.objects, group)
+        at = (self._changes[group], self._changes[_RIGHTS])
+        known_at, known = self._lists.get(group, (None, None))
+        if known is None or known_at != at:
+            # What changes meanwhile makes the list an old one before it is kept.
+            pools = mirror.objects.copy()
+            rights_at, taken = self._taken
+            if rights_at != at[1]:
+                taken = taken_targets(p for p in pools.values() if isinstance(p, WorkerPool))
+                self._taken = (at[1], taken)
+            known = pool_list(pools, group, taken)
+            self._lists[group] = (at, known)
+        return known
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target as it was when last read, or when the watch saw it change last."""
-        versions = []
-        for carrier in self._connector.targets.carriers(ref):
-            mirror = self._targets(carrier)
-            if not mirror.believed():
-                return self._connector.target(ref)
-            versions.append(mirror.objects.get(carrier.name, ""))
-        at, state = self._read.get(ref, ([], None))
+        carriers = self._connector.targets.carriers(ref)
+        mirrors = [self._targets(carrier) for carrier in carriers]
+        if not all(mirror.believed() for mirror in mirrors):
+            return self._connector.target(ref)
+        known = [m.objects.get(c.name) for m, c in zip(mirrors, carriers, strict=True)]
+        versions = [meta["resourceVersion"] if meta else None for meta in known]
+        at, state = self._read.get(ref, (None, None))
         if state is None or versions not in (at, [state.target.version]):
-            state = self._connector.target(ref)
-        if any(versions):
+            state = self._connector.targets.read(ref, known[0])
+        if any(known):
             self._read[ref] = (versions, state)
         return state
+
+    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
+        """Return what there is of a target's pods at this moment or later."""
+        whole = self._pods.get("")
+        crowded = whole is not None and len(whole) > _CROWD
+        return self._connector.pods(selector, per_replica, crowded=crowded)
 
     def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
         """Return what there is of a target's pods, as replicas."""
@@ -149,12 +177,12 @@ class Watched:
         key = (self._namespace, POOLS, "")
         return self._mirrors.of(key, call, pool_or_error, self._pools_changed)
 
-    def _targets(self, ref: ScaleTargetRef) -> Mirror[str]:
+    def _targets(self, ref: ScaleTargetRef) -> Mirror[Json]:
         group, version, _, plural = self._connector.targets.path(ref)
         only = "" if self._whole else f"metadata.name={ref.name}"
         call = partial(_custom, self._namespace, group, version, plural, only)
         key = (self._namespace, f"{plural}.{group}/{version}", only)
-        return self._mirrors.of(key, call, _version)
+        return self._mirrors.of(key, call, _identity)
 
     def _mirror_of_pods(self, selector: str) -> Mirror[Pod]:
         index = self._pods.setdefault(selector, PodIndex())
@@ -178,6 +206,7 @@ class Watched:
         for name in names:
             before = self._acted_on.pop(name, None)
             pool = pools.get(name)
+            self._note_change(before, pool)
             if isinstance(pool, WorkerPool):
                 self._acted_on[name] = after = _ActedOn.of(pool)
                 if before is not None and before.quota != after.quota:
@@ -187,11 +216,27 @@ class Watched:
             elif before is not None:
                 self._wake("global", before.group)
 
+    def _note_change(
+        self, before: _ActedOn | None, after: WorkerPool | UnreadableError | None
+    ) -> None:
+        """Count a change of a pool for the lists that it is in, and of who scales what."""
+        groups = {None, before and before.group}
+        target = None
+        if isinstance(after, WorkerPool):
+            groups.add(after.spec.group)
+            target = identity(after.spec.scale_target_ref)
+        elif after is not None:
+            groups.add(after.group)
+        self._changes.update(groups)
+        if target is None or before is None or before.target != target:
+            self._changes[_RIGHTS] += 1
+
 
 class _ActedOn(NamedTuple):
     """Of a pool, what the next step of its own planner or its group's depends on."""
 
     group: str
+    target: tuple[str, str, str]
     quota: tuple[int | None, bool]
     book: Any
 
@@ -199,7 +244,8 @@ class _ActedOn(NamedTuple):
     def of(pool: WorkerPool) -> _ActedOn:
         leaving = pool.metadata.deletion_timestamp is not None
         book = (pool.status.reserved, pool.status.claim)
-        return _ActedOn(pool.spec.group, (pool.spec.quota, leaving), book)
+        target = identity(pool.spec.scale_target_ref)
+        return _ActedOn(pool.spec.group, target, (pool.spec.quota, leaving), book)
 
 
 def _known(mirror: Mirror[Any], name: str) -> Any:
@@ -219,8 +265,10 @@ def _custom(
     return partial(objects, group, version, namespace, plural, field_selector=only or None)
 
 
-def _version(item: Json) -> str:
-    return str(item["metadata"]["resourceVersion"])
+def _identity(item: Json) -> Json:
+    """Return what tells versions of a target, and of its spec."""
+    meta = item["metadata"]
+    return {name: meta.get(name) for name in ("uid", "resourceVersion", "generation")}
 
 
 def _group_or_error(item: Json) -> ServingGroup | KubeError:

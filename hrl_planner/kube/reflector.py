@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, Generic, TypeVar
 
 import aiohttp
@@ -80,7 +80,7 @@ class Reflector(Generic[Kept]):
         self._complaint = ""
 
     @property
-    def objects(self) -> Mapping[str, Kept]:
+    def objects(self) -> dict[str, Kept]:
         """What is kept, by name: a new mapping after every list, the same one until then."""
         return self._objects
 

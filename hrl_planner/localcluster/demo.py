@@ -157,11 +157,12 @@ async def _drive(site: _Site, trace: Trace, options: DemoOptions, on_state: OnSt
 
 async def _until_ready(site: _Site) -> dict[str, str]:
     """Wait until engines serve, router and planners are ready, and every planner has reported."""
-    until_s = time.monotonic() + _READY_S
+    patience_s = _READY_S + max(pool.startup.mean_s for pool in site.spec.pools)
+    until_s = time.monotonic() + patience_s
     while missing := await asyncio.to_thread(_missing, site):
         site.watch.phase = f"waits for {', '.join(missing)}"
         if time.monotonic() > until_s:
-            raise KubeError(f"after {_READY_S:g} s still missing: {', '.join(missing)}")
+            raise KubeError(f"after {patience_s:.0f} s still missing: {', '.join(missing)}")
         await asyncio.sleep(_POLL_S)
     return {pod.metadata.name: pod.spec.service_account_name for pod in _system_pods(site)}
 

@@ -48,7 +48,7 @@ def planner_rules(installation: Installation, planner: PlannerProcess) -> list[J
         _rule(GROUP, [GROUPS, POOLS], _READ),
         _rule("", ["pods"], ("list", "watch")),
         _rule("", ["events"], ["create"]),
-        _election(installation, planner),
+        *_election(installation, planner),
     ]
     if planner.divides:
         rules.append(_rule(GROUP, [f"{GROUPS}/status"], ["patch"], [installation.group]))
@@ -59,17 +59,22 @@ def planner_rules(installation: Installation, planner: PlannerProcess) -> list[J
     for target in targets:
         rules += _scaling(target)
     if planner.whole:
-        watched = {_resource(target) for target in targets if target.component is None}
+        watched = {_resource(each) for target in targets for each in (target, _scaled(target))}
         for group, plural in sorted(watched):
             rules.append(_rule(group, [plural], ("list", "watch")))
     return rules
 
 
-def _election(installation: Installation, planner: PlannerProcess) -> Json:
-    """Return the rule for leases: its own, or a heartbeat nobody can name beforehand."""
+def _election(installation: Installation, planner: PlannerProcess) -> list[Json]:
+    """Return the rules for leases: its own, or a heartbeat nobody can name beforehand."""
     if planner.whole:
-        return _rule(_LEASES, ["leases"], ("get", "list", "create", "update", "delete"))
-    return _rule(_LEASES, ["leases"], ("get", "update"), planner.leases(installation.group))
+        return [_rule(_LEASES, ["leases"], ("get", "list", "create", "update", "delete"))]
+    own = planner.leases(installation.group)
+    return [
+        # Whether a process of all planners that holds its lease still lives, shows in another.
+        _rule(_LEASES, ["leases"], ["get"]),
+        _rule(_LEASES, ["leases"], ["update"], own),
+    ]
 
 
 def _scaling(target: ScaleTargetRef) -> list[Json]:
@@ -77,15 +82,14 @@ def _scaling(target: ScaleTargetRef) -> list[Json]:
     scaled = _scaled(target)
     group, plural = _resource(scaled)
     rules = [
-        # Which object carries a component's replicas can change: it is read, and not watched.
-        _rule(group, [plural], _READ if target.component is None else ["get"], [scaled.name]),
+        _rule(group, [plural], _READ, [scaled.name]),
         _rule(group, [f"{plural}/scale"], ("get", "update"), [scaled.name]),
     ]
     if target.component is not None:
         # Where the component says whether it has an adapter. Whoever may write there may change
         # all of its deployment, so a component without an adapter needs a rule of its owner's.
         group, plural = _resource(target)
-        rules.append(_rule(group, [plural], ["get"], [target.name]))
+        rules.append(_rule(group, [plural], _READ, [target.name]))
     return rules
 
 

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 
 from hrl_planner.router.classes import Classes
-from hrl_planner.router.config import FileDiscoveryConfig, RouterConfig
+from hrl_planner.router.config import DynamoFilesConfig, FileDiscoveryConfig, RouterConfig
 from hrl_planner.router.desk import Desk
 from hrl_planner.router.discovery import Discovery, Snapshot
 from hrl_planner.router.fleet import Fleet
@@ -25,6 +25,8 @@ from hrl_planner.router.handoff import Handoff
 from hrl_planner.router.hasher import PromptHasher
 from hrl_planner.router.http import AdminServer
 from hrl_planner.router.kv import FeedState, KvIndex
+from hrl_planner.router.kv.plane import Store
+from hrl_planner.router.kv.plane.file_store import FileStore
 from hrl_planner.router.metrics import RouterMetrics
 from hrl_planner.router.outcome import Outcomes
 from hrl_planner.router.picker import Picker
@@ -57,7 +59,7 @@ class PickerApp:
             spec.kv_block_tokens,
             by_tokens=config.tokenizer.kind != "text",
             ttl_s=config.kv.ttl_s,
-            dynamo_store=config.kv.dynamo_store,
+            dynamo=make_store(config),
         )
         self._handoff = Handoff(config.handoff)
         desk = Desk(config, self.fleet, self.index, self.metrics)
@@ -199,6 +201,18 @@ def make_discovery(config: RouterConfig) -> Discovery:
 
     found = config.discovery
     return KubernetesDiscovery(found.namespace, found.selector, found.group)
+
+
+def make_store(config: RouterConfig) -> Store | None:
+    """Return where Dynamo's workers tell of themselves, where there are any."""
+    found = config.kv.dynamo
+    if found is None:
+        return None
+    if isinstance(found, DynamoFilesConfig):
+        return FileStore(found.path)
+    from hrl_planner.router.kv.plane.kubernetes_store import KubernetesStore
+
+    return KubernetesStore(found.namespace)
 
 
 def _die_with(task: asyncio.Task[None]) -> None:

@@ -60,12 +60,28 @@ class TokenizerConfig(_Model):
         return self
 
 
+class DynamoFilesConfig(_Model):
+    """Dynamo's workers tell where they are in files."""
+
+    kind: Literal["file"] = "file"
+    path: Path = Field(description="their DYN_FILE_KV")
+
+
+class DynamoObjectsConfig(_Model):
+    """Dynamo's workers tell where they are in objects of Kubernetes."""
+
+    kind: Literal["kubernetes"] = "kubernetes"
+    namespace: str | None = Field(None, description="absent: the pod's own")
+
+
 class KvConfig(_Model):
     """What is known of the workers' prefix caches."""
 
     ttl_s: float = Field(120.0, gt=0, description="of own decisions, where no events come")
-    dynamo_store: Path | None = Field(
-        None, description="DYN_FILE_KV of Dynamo's workers whose kv_events are dyn://..."
+    dynamo: DynamoFilesConfig | DynamoObjectsConfig | None = Field(
+        None,
+        discriminator="kind",
+        description="discovery of Dynamo's workers, whose kv_events are dyn://...",
     )
 
 
@@ -176,8 +192,14 @@ def _resolved(data: dict[str, Any], base: Path) -> dict[str, Any]:
     spec = data.get("spec")
     if isinstance(spec, str) and Path(spec).suffix in (".yaml", ".yml"):
         data["spec"] = str(base / spec)
-    for section, field in (("discovery", "path"), ("tokenizer", "path"), ("kv", "dynamo_store")):
-        part = data.get(section)
-        if isinstance(part, dict) and isinstance(part.get(field), str):
-            data[section] = {**part, field: str(base / part[field])}
+    for section in {"discovery", "tokenizer"} & data.keys():
+        data[section] = _in(data[section], base)
+    if isinstance(kv := data.get("kv"), dict):
+        data["kv"] = {name: _in(part, base) for name, part in kv.items()}
     return data
+
+
+def _in(part: Any, base: Path) -> Any:
+    if isinstance(part, dict) and isinstance(part.get("path"), str):
+        return {**part, "path": str(base / part["path"])}
+    return part

@@ -8,6 +8,7 @@ is gone. What a pod cannot say by its status it says by labels and annotations:
     annotation  hrl-planner.io/port            of the OpenAI server; else the container port named
                                                http, else the first one
     annotation  hrl-planner.io/kv-events-port  ZMQ port of KV events
+    annotation  hrl-planner.io/kv-events       name on Dynamo's event plane instead, dyn://...
     annotation  hrl-planner.io/kv-replay-port  ZMQ port of their replay
     annotation  hrl-planner.io/bootstrap-port  of an SGLang prefill worker
 
@@ -37,6 +38,7 @@ API_VERSION = "v1alpha1"
 POOL_LABEL = f"{API_GROUP}/pool"
 ENGINE_LABEL = f"{API_GROUP}/engine"
 PORT = f"{API_GROUP}/port"
+KV_EVENTS = f"{API_GROUP}/kv-events"
 KV_EVENTS_PORT = f"{API_GROUP}/kv-events-port"
 KV_REPLAY_PORT = f"{API_GROUP}/kv-replay-port"
 BOOTSTRAP_PORT = f"{API_GROUP}/bootstrap-port"
@@ -172,6 +174,7 @@ def worker_of(pod: Json) -> Worker | None:
     host = f"[{ip}]" if ":" in ip else ip
     ports = {key: _port(pod, key) for key in (KV_EVENTS_PORT, KV_REPLAY_PORT, BOOTSTRAP_PORT)}
     events, replay, bootstrap = ports.values()
+    on_plane = metadata.get("annotations", {}).get(KV_EVENTS)
     engine = labels.get(ENGINE_LABEL, "vllm")
     if engine not in _ENGINES:
         raise RouterError(
@@ -184,7 +187,7 @@ def worker_of(pod: Json) -> Worker | None:
         address=f"{host}:{_port(pod, PORT) or _http_port(pod)}",
         draining=draining,
         engine=_ENGINES[engine],
-        kv_events=f"tcp://{host}:{events}" if events else None,
+        kv_events=on_plane or (f"tcp://{host}:{events}" if events else None),
         kv_replay=f"tcp://{host}:{replay}" if replay else None,
         bootstrap=f"{host}:{bootstrap}" if bootstrap else None,
     )

@@ -19,7 +19,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -28,12 +27,13 @@ import zmq.asyncio
 from dynamo.llm import RadixTree
 from numpy.typing import NDArray
 
+from hrl_planner.errors import RouterError
 from hrl_planner.router.discovery.base import DYNAMO_SCHEME, Worker
 from hrl_planner.router.kv.approximate import RoutedBlocks
 from hrl_planner.router.kv.events import EventFeed
 from hrl_planner.router.kv.feed import Feed, FeedState
 from hrl_planner.router.kv.held import HeldBlocks
-from hrl_planner.router.kv.plane import PlaneFeed
+from hrl_planner.router.kv.plane import PlaneFeed, Store
 
 _log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ class KvIndex:
             events, so without a tokenizer every worker is approximate.
         ttl_s: how long a routed prompt is taken for cached without events.
         silence_s: how long requests may run without any event before a feed counts as lost.
-        dynamo_store: directory of Dynamo's file discovery, for workers whose events are on
-            Dynamo's event plane (`dyn://...`).
+        dynamo: records of Dynamo's discovery, for workers whose events are on Dynamo's event
+            plane (`dyn://...`).
         clock: seconds, monotonic; the `now_s` of all methods is of this clock.
     """
 
@@ -93,14 +93,14 @@ class KvIndex:
         by_tokens: bool = True,
         ttl_s: float = 120.0,
         silence_s: float = 60.0,
-        dynamo_store: Path | None = None,
+        dynamo: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._block_tokens = block_tokens
         self._by_tokens = by_tokens
         self._ttl_s = ttl_s
         self._silence_s = silence_s
-        self._dynamo_store = dynamo_store
+        self._dynamo = dynamo
         self._clock = clock
         self._tree = RadixTree()
         self._slots: dict[int, _Slot] = {}
@@ -218,17 +218,21 @@ class KvIndex:
             return EventFeed(
                 worker, told, self._block_tokens, self._replays, self._silence_s, self._clock
             )
-        store = self._dynamo_store
-        if store is None:
-            _log.error(
-                "worker %s: kv_events: %r needs kv.dynamo_store in the router's config",
-                worker.name,
-                worker.kv_events,
+        try:
+            if self._dynamo is None:
+                raise RouterError(f"{worker.kv_events!r} needs kv.dynamo in the router's config")
+            return PlaneFeed(
+                worker,
+                self._dynamo,
+                told,
+                self._block_tokens,
+                self._replays,
+                self._silence_s,
+                self._clock,
             )
+        except RouterError as error:
+            _log.error("worker %s: kv_events: %s", worker.name, error)
             return None
-        return PlaneFeed(
-            worker, store, told, self._block_tokens, self._replays, self._silence_s, self._clock
-        )
 
     def _new_holder_id(self, index: int) -> int:
         self._serial += 1

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import zmq
 import zmq.asyncio
@@ -28,11 +27,12 @@ from hrl_planner.router.discovery.base import Worker
 from hrl_planner.router.kv.feed import Feed
 from hrl_planner.router.kv.held import HeldBlocks
 from hrl_planner.router.kv.history import History
-from hrl_planner.router.kv.plane.records import Source, SourceName, find
+from hrl_planner.router.kv.plane.records import Source, SourceName, Store, find
 from hrl_planner.router.kv.plane.recovery import ask
 from hrl_planner.router.kv.plane.wire import (
     FIRST_ID,
     Message,
+    Missed,
     Numbered,
     decode_message,
     decode_missed,
@@ -52,7 +52,7 @@ class PlaneFeed(Feed):
 
     Args:
         worker: whose events; its `kv_events` is a `SourceName`.
-        store: directory of Dynamo's file discovery.
+        store: of the records of Dynamo's discovery.
         blocks: the worker's, written by this feed alone.
         block_tokens: block size of the index; a worker with another one is refused.
         replays: how many feeds may take in a whole cache at once.
@@ -66,7 +66,7 @@ class PlaneFeed(Feed):
     def __init__(
         self,
         worker: Worker,
-        store: Path,
+        store: Store,
         blocks: HeldBlocks,
         block_tokens: int,
         replays: asyncio.Semaphore,
@@ -129,7 +129,7 @@ class PlaneFeed(Feed):
 
     async def _look(self) -> Source | None:
         try:
-            return await asyncio.to_thread(find, self._store, self._source_name, self._host)
+            return await find(self._store, self._source_name, self._host)
         except RouterError as error:
             self._complain(error)
             return None
@@ -207,23 +207,25 @@ class PlaneFeed(Feed):
             "end_event_id": None,
             "supports_tree_dump_failed": True,
         }
-        async with self._replays:
-            try:
-                answer = await ask(source.recovery, question, _RECOVERY_TIMEOUT_S)
-                missed = decode_missed(answer, self._block_tokens)
-            except (OSError, ValueError) as error:
-                self._complain(error)
-                return
-            if missed.is_dump:
-                self._forget()
-                for start in range(0, len(missed.events), _EVENTS_AT_ONCE):
-                    part = missed.events[start : start + _EVENTS_AT_ONCE]
-                    history.apply([event.event for event in part if event.event is not None])
-                    await asyncio.sleep(0)
-                history.complete = True
-                history.last_seq = missed.last_id
-            else:
-                self._take(self._new(missed.events))
+        try:
+            answer = await ask(source.recovery, question, _RECOVERY_TIMEOUT_S)
+            async with self._replays:
+                await self._take_in(decode_missed(answer, self._block_tokens))
+        except (OSError, ValueError) as error:
+            self._complain(error)
+
+    async def _take_in(self, missed: Missed) -> None:
+        if not missed.is_dump:
+            self._take(self._new(missed.events))
+            return
+        self._forget()
+        history = self._history
+        for start in range(0, len(missed.events), _EVENTS_AT_ONCE):
+            part = missed.events[start : start + _EVENTS_AT_ONCE]
+            history.apply([event.event for event in part if event.event is not None])
+            await asyncio.sleep(0)
+        history.complete = True
+        history.last_seq = missed.last_id
 
     def _complain(self, error: Exception) -> None:
         """Log what is wrong, once."""

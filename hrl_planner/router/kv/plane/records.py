@@ -1,23 +1,20 @@
-"""Where a Dynamo worker publishes its KV events: the records of Dynamo's file discovery.
+"""Where a Dynamo worker publishes its KV events: the records of Dynamo's discovery.
 
-A Dynamo process binds a random port and tells it to discovery. With `DYN_DISCOVERY_BACKEND=file`
-each record is a JSON file in the directory `DYN_FILE_KV`, its key percent-encoded:
+A Dynamo process binds a random port and tells it to discovery. Wherever records are kept, a file
+each or in an object of Kubernetes, three of them say what is needed, each JSON under a key:
 
-    v1/event_channels/namespace/N/component/C/endpoint/E/topic/kv-events/PUBLISHER   ZMQ endpoint
-    v1/event_sources/(the same)                          worker id, rank, where missed events are
-    v1/mdc/.../WORKER                                    the model's card, with the block size
+    event_channels  namespace/N/component/C/endpoint/E/topic/kv-events/PUBLISHER   ZMQ endpoint
+    event_sources   the same           worker id, rank, where missed events are
+    model cards     .../WORKER         the model's card, with the block size
 
-Its owner touches a file every few seconds; one that nobody touches is of a process that died.
 Read from ai-dynamo 1.6.1; nothing of it is documented as an interface.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,9 +22,6 @@ import msgspec
 from hrl_planner.errors import RouterError
 
 _NAME = re.compile(r"dyn://([^./\s]+)\.([^./\s]+)\.([^./\s]+)(?:/(\d+))?")
-_TOPIC = "kv-events"
-_DEAD_AFTER_S = 30.0  # three times as long as Dynamo itself gives a record
-_T = TypeVar("_T")
 _Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -42,6 +36,12 @@ class SourceName:
 
     endpoint: tuple[str, str, str]
     worker_id: int | None = None
+
+    @property
+    def key_prefix(self) -> str:
+        """What the keys of its channels and sources begin with."""
+        namespace, component, endpoint = self.endpoint
+        return f"namespace/{namespace}/component/{component}/endpoint/{endpoint}/topic/kv-events/"
 
     @staticmethod
     def parse(text: str) -> SourceName:
@@ -88,7 +88,9 @@ class _Transport(msgspec.Struct):
     config: dict[str, Any] = {}
 
 
-class _Channel(msgspec.Struct):
+class Channel(msgspec.Struct):
+    """Of `event_channels`."""
+
     instance_id: _Id
     transport: _Transport
 
@@ -107,7 +109,9 @@ class _Metadata(msgspec.Struct):
     recovery_target: _Target | None = None
 
 
-class _EventSource(msgspec.Struct):
+class Told(msgspec.Struct):
+    """Of `event_sources`."""
+
     metadata: _Metadata
 
 
@@ -115,95 +119,65 @@ class _Card(msgspec.Struct):
     kv_cache_block_size: int
 
 
-class _Model(msgspec.Struct):
+class Model(msgspec.Struct):
+    """A model card."""
+
     card_json: _Card
 
 
-def find(store: Path, name: SourceName, host: str) -> Source | None:
+class Store(Protocol):
+    """Where records are kept."""
+
+    async def sources(self, name: SourceName) -> list[Source]:
+        """Return the publishers of an endpoint, those with all of their records.
+
+        Raises:
+            RouterError: they cannot be read, or not be followed.
+        """
+        ...
+
+
+def source(where: str, channel: Channel, told: Told, model: Model) -> Source:
+    """Return what the three records of a publisher say.
+
+    Raises:
+        RouterError: it publishes in a way that cannot be followed.
+    """
+    transport, metadata = channel.transport, told.metadata
+    if transport.kind != "Zmq":
+        raise RouterError(
+            f"{where}: transport.kind {transport.kind!r}: only a Zmq plane without broker can be "
+            "followed (DYN_EVENT_PLANE=zmq)"
+        )
+    target = metadata.recovery_target
+    return Source(
+        publisher_id=channel.instance_id,
+        endpoint=str(transport.config["endpoint"]),
+        worker_id=metadata.worker.worker_id,
+        dp_rank=metadata.worker.dp_rank,
+        recovery=None if target is None else target.transport.get("tcp"),
+        block_tokens=model.card_json.kv_cache_block_size,
+    )
+
+
+async def find(store: Store, name: SourceName, host: str) -> Source | None:
     """Look up a worker's publisher; None where there is none yet.
 
     Args:
-        store: Dynamo's `DYN_FILE_KV`.
+        store: of the records.
         name: of the worker.
         host: of the worker's address, which tells the workers of one endpoint apart.
 
     Raises:
-        RouterError: more than one fits, or it cannot be followed.
+        RouterError: more than one fits, or the records are of no use.
     """
-    found = [
-        source for source in _sources(store, name) if name.worker_id in (None, source.worker_id)
-    ]
+    found = [s for s in await store.sources(name) if name.worker_id in (None, s.worker_id)]
     if len(found) > 1:
         found = [s for s in found if urlsplit(s.endpoint).hostname == host.strip("[]")] or found
     if len(found) > 1:
         which = ", ".join(f"{s.worker_id} rank {s.dp_rank}" for s in found)
         raise RouterError(
-            f"{store}: {len(found)} publishers of KV events at {'.'.join(name.endpoint)}: {which}; "
+            f"{len(found)} publishers of KV events at {'.'.join(name.endpoint)}: {which}; "
             "name one as dyn://.../WORKER_ID"
         )
     return found[0] if found else None
-
-
-def _sources(store: Path, name: SourceName) -> list[Source]:
-    namespace, component, endpoint = name.endpoint
-    prefix = _file_name(
-        f"namespace/{namespace}/component/{component}/endpoint/{endpoint}/topic/{_TOPIC}/"
-    )
-    sources = []
-    for path in (store / "v1" / "event_channels").glob(f"{prefix}*"):
-        channel = _read(path, _Channel)
-        told = _read(store / "v1" / "event_sources" / path.name, _EventSource)
-        if channel is None or told is None or _is_dead(path):
-            continue
-        worker = told.metadata.worker
-        block_tokens = _block_tokens(store, worker.worker_id)
-        if block_tokens is None:
-            continue
-        target = told.metadata.recovery_target
-        sources.append(
-            Source(
-                publisher_id=channel.instance_id,
-                endpoint=_zmq_endpoint(path, channel.transport),
-                worker_id=worker.worker_id,
-                dp_rank=worker.dp_rank,
-                recovery=None if target is None else target.transport.get("tcp"),
-                block_tokens=block_tokens,
-            )
-        )
-    return sources
-
-
-def _block_tokens(store: Path, worker_id: int) -> int | None:
-    for path in (store / "v1" / "mdc").glob(f"*{_file_name('/')}{worker_id:x}"):
-        model = _read(path, _Model)
-        if model is not None:
-            return model.card_json.kv_cache_block_size
-    return None
-
-
-def _zmq_endpoint(path: Path, transport: _Transport) -> str:
-    if transport.kind != "Zmq":
-        raise RouterError(
-            f"{path}: transport.kind {transport.kind!r}: only a Zmq plane without broker can be "
-            "followed (DYN_EVENT_PLANE=zmq)"
-        )
-    return str(transport.config["endpoint"])
-
-
-def _is_dead(path: Path) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime > _DEAD_AFTER_S
-    except OSError:
-        return True
-
-
-def _read(path: Path, type_: type[_T]) -> _T | None:
-    """A record; None where it is gone or is written just now."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=type_)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def _file_name(key: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]", lambda found: f"%{ord(found[0]):02X}", key)

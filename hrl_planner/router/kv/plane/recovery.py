@@ -50,7 +50,7 @@ async def ask(target: str, question: Mapping[str, object], timeout_s: float) -> 
             reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
             try:
                 here = writer.get_extra_info("sockname")[0]
-                async with _way_back(here) as (back, subject, answer):
+                async with _way_back(here, timeout_s) as (back, subject, answer):
                     writer.write(_request(path, question, back, subject))
                     refusal = await reader.readexactly(
                         *struct.unpack(">I", await reader.readexactly(4))
@@ -93,25 +93,30 @@ def _request(path: str, question: Mapping[str, object], back: str, subject: str)
 
 
 @asynccontextmanager
-async def _way_back(host: str) -> AsyncIterator[tuple[str, str, asyncio.Future[bytes]]]:
+async def _way_back(
+    host: str, timeout_s: float
+) -> AsyncIterator[tuple[str, str, asyncio.Future[bytes]]]:
     """Listen for the worker: address, number of the question, and the answer to come."""
     subject = str(uuid.uuid4())
     answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def answered(reader: _Reader, writer: asyncio.StreamWriter) -> None:
+        is_worker = False
         try:
-            header, _ = await _read_parts(reader)
-            if json.loads(header).get("subject") != subject:
-                return
-            prologue, body = await _read_parts(reader)
-            error = json.loads(prologue).get("error")
-            if error is not None:
-                raise ValueError(f"the worker answers {error}")
-            _, body = await _read_parts(reader)
+            async with asyncio.timeout(timeout_s):
+                header, _ = await _read_parts(reader)
+                is_worker = json.loads(header).get("subject") == subject
+                if not is_worker:
+                    return
+                prologue, _ = await _read_parts(reader)
+                error = json.loads(prologue).get("error")
+                if error is not None:
+                    raise ValueError(f"the worker answers {error}")
+                _, body = await _read_parts(reader)
             if not answer.done():
                 answer.set_result(body)
         except (OSError, ValueError, AttributeError, asyncio.IncompleteReadError) as error:
-            if not answer.done():
+            if is_worker and not answer.done():
                 answer.set_exception(ValueError(f"no answer: {error!r}"))
         finally:
             writer.close()
@@ -122,7 +127,8 @@ async def _way_back(host: str) -> AsyncIterator[tuple[str, str, asyncio.Future[b
         yield (f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), subject, answer
     finally:
         server.close()
-        answer.cancel()
+        if not answer.cancel() and not answer.cancelled():
+            answer.exception()  # told already, or of no interest any more
 
 
 async def _read_parts(reader: _Reader) -> tuple[bytes, bytes]:
