@@ -7,6 +7,7 @@ that a test sets; all clocks are short. Each test names the report it comes from
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ pytest.importorskip("kubernetes")
 from benchmarks.cluster.field import Clocks, Field, field, kubelet, quick
 from benchmarks.cluster.observer import Observer
 from benchmarks.cluster.planners import Planners
-from benchmarks.cluster.store import wait_until
+from benchmarks.cluster.store import State, Write, wait_until
 from benchmarks.cluster.workers import Demand
 from hrl_planner.localcluster import ControlPlane
 
@@ -106,12 +107,18 @@ def scene(
     demand: Demand = IDLE,
     before: Callable[[Field], None] = lambda made: None,
 ) -> Iterator[Scene]:
-    observer = Observer(SPEC)
-    with field(
-        plane, SPEC, CLOCKS, policy, site=site, replicas=replicas, on_revision=observer.on_revision
-    ) as made:
+    observer, begun = Observer(SPEC), threading.Event()
+
+    def tell(state: State, writes: list[Write]) -> None:
+        if begun.is_set():  # what there is at first is nobody's doing
+            observer.on_revision(state, writes)
+
+    with field(plane, SPEC, CLOCKS, policy, site=site, replicas=replicas, on_revision=tell) as made:
         made.workers.demand = demand
         before(made)
+        with made.store.lock:
+            begun.set()
+            observer.on_revision(made.store.state, [])
         with (
             observer,
             Planners(
