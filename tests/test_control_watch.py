@@ -95,6 +95,9 @@ class Picture:
     def pools(self, group: str | None = None) -> PoolList:
         return self._pools
 
+    def pools_now(self, group: str | None = None) -> PoolList:
+        return self._connector.pools(group)
+
     def target(self, ref: ScaleTargetRef) -> TargetState:
         return self._targets[ref]
 
@@ -286,3 +289,14 @@ def test_pods_among_thousands_are_found_as_they_are_now(
         body: Any = {"metadata": {"name": f"pod-{index}", "labels": {"app": "many"}}}
         core.create_namespaced_pod(namespace, body | {"spec": pod_spec(["true"], "H100")})
         assert connector.pods("app=many", crowded=True).starting == index + 1
+
+
+def test_pools_among_hundreds_are_read_as_they_are_now(
+    admin: client.ApiClient, namespace: str
+) -> None:
+    connector, name = Connector(admin, namespace), SPEC.pools[0].name
+    for quota in (3, 1, 2):
+        patch_pool(admin, namespace, name, {"quota": quota})
+        read = connector.pools(SPEC.name, crowded=True).pools
+        assert next(pool.spec.quota for pool in read if pool.name == name) == quota
+        assert len(read) == len(SPEC.pools)

@@ -68,16 +68,32 @@ class Connector:
 
     def groups(self) -> list[str]:
         """Return the names of the groups of the namespace."""
-        return sorted(item["metadata"]["name"] for item in self._list(GROUPS))
+        return sorted(item["metadata"]["name"] for item in self._list(GROUPS)["items"])
 
     def pool(self, name: str) -> WorkerPool:
         """Return a worker pool; errors as for a group."""
         return parsed_pool(self._get(POOLS, name))
 
-    def pools(self, group: str | None = None) -> PoolList:
-        """Return the pools of a group, or of the namespace, by name."""
-        items = self._list(POOLS)
+    def pools(self, group: str | None = None, *, crowded: bool = False) -> PoolList:
+        """Return the pools of a group, or of the namespace, by name.
+
+        Args:
+            group: absent: all.
+            crowded: there are hundreds, see `pods`.
+        """
+        items = (self._newest_pools() if crowded else self._list(POOLS))["items"]
         return pool_list({item["metadata"]["name"]: pool_or_error(item) for item in items}, group)
+
+    def pools_now(self, group: str | None = None) -> PoolList:
+        """Return the same, as it is at this moment or later; what the connector reads always is."""
+        return self.pools(group)
+
+    def _newest_pools(self) -> Any:
+        now = self._list(POOLS, limit=1)["metadata"]["resourceVersion"]
+        try:
+            return self._list(POOLS, resource_version=now, resource_version_match="NotOlderThan")
+        except KubeError:  # its memory is not that new yet
+            return self._list(POOLS)
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target, see `Targets.read`."""
@@ -179,16 +195,14 @@ class Connector:
             ),
         )
 
-    def _list(self, plural: str) -> list[Any]:
-        listed = self._defined(
+    def _list(self, plural: str, **query: Any) -> Any:
+        return self._defined(
             f"list {plural}",
             plural,
             lambda: self._objects.list_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, plural, _request_timeout=REQUEST_TIMEOUT_S
+                GROUP, VERSION, self.namespace, plural, **query, _request_timeout=REQUEST_TIMEOUT_S
             ),
         )
-        items: list[Any] = listed["items"]
-        return items
 
     def _defined(self, what: str, plural: str, ask: Callable[[], Any]) -> Any:
         """Ask for objects whose definition may be missing."""

@@ -249,7 +249,7 @@ class GlobalPlanner:
 
     def _look_afresh(self) -> _Seen:
         group = self._connector.group(self.name)  # the book, before the pools
-        return _Seen(group, self._connector.pools(self.name), fresh=True)
+        return _Seen(group, self._look_at.pools_now(self.name), fresh=True)
 
     def _write(self, seen: _Seen, what: Settlement) -> tuple[list[str], _Seen]:
         """Return what was done, in words, and how things are then."""

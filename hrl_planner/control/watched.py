@@ -37,6 +37,7 @@ from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 POOL_LABEL = f"{GROUP}/pool"
 # More pods than this an API server should not be made to walk over for those of one target.
 _CROWD = 1000
+_MANY_POOLS = 50
 _RIGHTS = " "  # no group's name: counts changes of who scales what
 Wake = Callable[[str, str], None]
 
@@ -52,6 +53,9 @@ class Reader(Protocol):
 
     def pools(self, group: str | None = None) -> PoolList:
         """Return the pools of a group, or of the namespace, by name."""
+
+    def pools_now(self, group: str | None = None) -> PoolList:
+        """Return the same, as it is at this moment or later."""
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target; missing ones are no error."""
@@ -132,6 +136,11 @@ class Watched:
             known = pool_list(pools, group, taken)
             self._lists[group] = (at, known)
         return known
+
+    def pools_now(self, group: str | None = None) -> PoolList:
+        """Return the pools of a group, or of the namespace, as they are at this moment or later."""
+        crowded = len(self._all_pools().objects) > _MANY_POOLS
+        return self._connector.pools(group, crowded=crowded)
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target as it was when last read, or when the watch saw it change last."""
