@@ -254,6 +254,9 @@ def test_a_deleted_group_does_not_hold_its_deleted_pools(site: Site) -> None:
     site.objects.delete_namespaced_custom_object(GROUP, VERSION, site.namespace, GROUPS, SPEC.name)
     gone = SPEC.pools[0].name
     site.objects.delete_namespaced_custom_object(GROUP, VERSION, site.namespace, POOLS, gone)
+    site.catch_up()
+    while site.watched.groups():
+        time.sleep(0.01)
     with pytest.raises(KubeError, match=f"servinggroups/{SPEC.name}"):
         site.global_planner.round()
     assert gone not in site.pools()
@@ -318,6 +321,41 @@ def test_a_changed_group_is_planned_for_at_once(site: Site) -> None:
     site.patch_group({"policy": {"allocator": "static:split=initial"}})
     # The resources do not say with how many replicas a pool begins; the least it may have, then.
     site.until({pool.name: pool.min_replicas for pool in SPEC.pools})
+
+
+def test_pools_that_have_not_reported_keep_what_they_have(site: Site) -> None:
+    """A plan that takes them for empty would release what serves; it is made anew once they do."""
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    site.global_planner.round()
+    site.locals[0].round()
+    site.catch_up()
+    assert set(site.quotas().values()) == {None}
+    site.global_planner.round()
+    reported = SPEC.pools[0].name
+    assert {name for name, quota in site.quotas().items() if quota is not None} <= {reported}
+    site.until(equal_split())
+
+
+def test_the_first_plan_waits_for_reports_but_not_for_ever(site: Site) -> None:
+    site.create(1, allocator="static", scaler="quota", mode="active")
+    now_s = 0.0
+    planner = GlobalPlanner(
+        site.connector, SPEC.name, NoMetrics(), lambda: now_s, look=site.watched, patient=True
+    )
+    site.catch_up()
+    assert planner.round().plan is None
+    now_s = SPEC.intervals.global_s + 1.0
+    assert planner.round().plan is not None
+    site.restart()
+    now_s = 0.0
+    patient = GlobalPlanner(
+        site.connector, SPEC.name, NoMetrics(), lambda: now_s, look=site.watched, patient=True
+    )
+    assert patient.round().plan is None
+    for local in site.locals:
+        local.round()
+    site.catch_up()
+    assert patient.round().plan is not None
 
 
 class Traffic:

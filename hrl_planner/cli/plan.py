@@ -218,7 +218,13 @@ def _plan(
         _decision_log(connector.namespace, how) as log,
         _metrics(kubeconfig, connector.namespace, how) as metrics,
     ):
-        planners = Planners(connector, metrics, settle_s=how.settle_s, dry_run=how.dry_run)
+        planners = Planners(
+            connector,
+            metrics,
+            settle_s=how.settle_s,
+            dry_run=how.dry_run,
+            patient=not how.one_round,
+        )
         if how.one_round:
             if keys is None:
                 keys = wanted(connector.groups(), connector.pools().pools, groups)

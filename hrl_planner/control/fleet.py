@@ -31,6 +31,7 @@ class Planners:
         clock: seconds, monotonic.
         settle_s: see `LocalPlanner`.
         dry_run: write nothing.
+        patient: see `GlobalPlanner`.
     """
 
     def __init__(
@@ -41,17 +42,18 @@ class Planners:
         *,
         settle_s: float = SETTLE_S,
         dry_run: bool = False,
+        patient: bool = False,
     ) -> None:
         """See the class."""
         self._connector, self._metrics, self._clock = connector, metrics, clock
-        self._settle_s, self._dry_run = settle_s, dry_run
+        self._settle_s, self._dry_run, self._patient = settle_s, dry_run, patient
 
     def make(self, key: Key, look: Reader) -> Planner:
         """Return a new planner that looks first at what a reader tells."""
         if key.level == GLOBAL:
             return GlobalPlanner(
                 self._connector, key.name, self._metrics, self._clock,
-                look=look, dry_run=self._dry_run,
+                look=look, dry_run=self._dry_run, patient=self._patient,
             )  # fmt: skip
         return LocalPlanner(
             self._connector, key.name, self._metrics, self._clock,

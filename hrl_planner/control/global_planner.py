@@ -99,6 +99,7 @@ class GlobalPlanner:
         clock: seconds, monotonic.
         look: where to look first; absent: at the API server itself.
         dry_run: write nothing.
+        patient: wait, for a global interval at most, until all pools have reported.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class GlobalPlanner:
         *,
         look: Reader | None = None,
         dry_run: bool = False,
+        patient: bool = False,
     ) -> None:
         """See the class."""
         self.name = name
@@ -118,9 +120,10 @@ class GlobalPlanner:
         self._look_at = look or connector
         self._allocator = Allocator(metrics)
         self._clock = clock
-        self._dry_run = dry_run
+        self._dry_run, self._patient = dry_run, patient
         self._next_plan_s = self._next_heard_s = -math.inf
-        self._planned_generation = -1
+        self._planned_for: tuple[int, frozenset[str]] | None = None
+        self._patient_until_s: float | None = None
         self._telling = Telling(connector, "ServingGroup", COMPONENT)
         self.asked: Decision | None = None
 
@@ -146,7 +149,9 @@ class GlobalPlanner:
         heard = self._listen(group, seen.listed) if plan is None else None
         quotas = dict(group.status.planned) if plan is None else plan.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
-        seen, settlement, written, denied = self._settle(seen, quotas, writes=writes)
+        # What a pool has that never said so would be released for a plan that did not know of it.
+        known = {name: quotas[name] for name in quotas.keys() & _reported(seen.listed)}
+        seen, settlement, written, denied = self._settle(seen, known, writes=writes)
         if group.spec.policy.mode == "shadow":
             self._let_go()
         if not self._dry_run:
@@ -177,8 +182,10 @@ class GlobalPlanner:
         self, group: ServingGroup, listed: PoolList
     ) -> tuple[GroupPlan | None, HrlPlannerError | None]:
         now_s = self._clock()
-        unchanged = group.metadata.generation == self._planned_generation
-        if unchanged and now_s < self._next_plan_s:
+        facts = (group.metadata.generation, _reported(listed))
+        if facts == self._planned_for and now_s < self._next_plan_s:
+            return None, None
+        if self._waits_for_reports(group, listed, now_s):
             return None, None
         try:
             plan = self._allocator.plan(group, listed, now_s)
@@ -187,8 +194,17 @@ class GlobalPlanner:
         self.asked = plan.decision
         self._next_plan_s = now_s + group.spec.intervals.global_s
         self._next_heard_s = now_s + group.spec.intervals.local_s
-        self._planned_generation = group.metadata.generation
+        self._planned_for = facts
         return plan, None
+
+    def _waits_for_reports(self, group: ServingGroup, listed: PoolList, now_s: float) -> bool:
+        """Wait with the first plan for pools to say what they have: policies remember it."""
+        if self._patient_until_s is None:
+            self._patient_until_s = now_s + (
+                group.spec.intervals.global_s if self._patient else 0.0
+            )
+        silent = len(_reported(listed)) < len(listed.pools)
+        return silent and now_s < self._patient_until_s
 
     def _listen(self, group: ServingGroup, listed: PoolList) -> Decision | None:
         """Let the policy hear once per local interval, as it did when it was trained."""
@@ -309,6 +325,11 @@ class GlobalPlanner:
         self._telling.conditions(group.metadata, group.status.conditions, conditions)
         if plan is not None and plan.quotas != group.status.planned:
             self._telling.tell(group.metadata, "Planned", _words(plan))
+
+
+def _reported(listed: PoolList) -> frozenset[str]:
+    """Return the pools of which it is known how many replicas they have."""
+    return frozenset(pool.name for pool in listed.pools if pool.status.desired is not None)
 
 
 def _words(plan: GroupPlan) -> str:
