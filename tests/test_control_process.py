@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from kubernetes import client
 from typer.testing import CliRunner
 
 from hrl_planner.cli import app
+from hrl_planner.control import Connector, LocalPlanner, NoMetrics
 from hrl_planner.control.health import Health
 from hrl_planner.control.lease import Lease, Leases
 from hrl_planner.localcluster import ControlPlane
@@ -90,6 +92,9 @@ def test_a_group_that_does_not_exist_is_one_line_and_status_2(
 def test_a_planner_told_to_stop_ends_and_leaves_its_lease_to_the_next(
     control_plane: ControlPlane, namespace: str, group: str
 ) -> None:
+    api = control_plane.client()
+    for pool in SPEC.pools:  # the first plan waits for all to have reported
+        LocalPlanner(Connector(api, namespace), pool.name, NoMetrics(), time.monotonic).round()
     port = str(free_port())
     args = command(control_plane, namespace, "global", "--group", group, "--health-port", port)
     with subprocess.Popen(args, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -108,7 +113,6 @@ def test_a_planner_told_to_stop_ends_and_leaves_its_lease_to_the_next(
             assert process.wait(20) == 0
         finally:
             process.kill()
-    api = control_plane.client()
     leases = Leases(api, namespace, "next", lambda: 0.0)
     assert Lease(leases, f"hrl-planner-global-{group}").hold()
 
