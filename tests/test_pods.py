@@ -13,7 +13,7 @@ pytest.importorskip("kubernetes")
 from hrl_planner.control.pods import Pod, PodCounts, count_pods, pod_of
 
 LWS, GROVE = "leaderworkerset.sigs.k8s.io", "grove.io"
-STATES = ("ready", "starting", "draining", "ended")
+STATES = ("ready", "starting", "draining", "pending", "ended")
 
 
 def pod(state: str, labels: dict[str, str] | None = None, size: int | None = None) -> Pod | None:
@@ -24,8 +24,9 @@ def pod(state: str, labels: dict[str, str] | None = None, size: int | None = Non
     if state == "draining":
         metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     ready = {"type": "Ready", "status": "True" if state == "ready" else "False"}
+    placed = {"type": "PodScheduled", "status": "False" if state == "pending" else "True"}
     phase = "Failed" if state == "ended" else "Running"
-    return pod_of({"metadata": metadata, "status": {"phase": phase, "conditions": [ready]}})
+    return pod_of({"metadata": metadata, "status": {"phase": phase, "conditions": [placed, ready]}})
 
 
 def lws(state: str, group: int, worker: int, size: int = 2, name: str = "it") -> Any:
@@ -46,7 +47,7 @@ def grove(state: str, replica: int, clique: str, index: int = 0) -> Any:
 @given(st.lists(st.sampled_from(STATES)))
 def test_single_pods_are_counted_by_their_state(states: list[str]) -> None:
     counts = count_pods(map(pod, states))
-    assert counts == PodCounts(*(states.count(state) for state in STATES[:3]))
+    assert counts == PodCounts(*(states.count(state) for state in STATES[:4]))
 
 
 @given(st.lists(st.lists(st.sampled_from(STATES), min_size=3, max_size=3)))
@@ -57,6 +58,13 @@ def test_a_group_holds_its_gpus_while_any_pod_of_it_lives(groups: list[list[str]
     assert counts.held == sum(map(bool, living))
     assert counts.draining == sum(states == {"draining"} for states in living)
     assert counts.ready == sum(states == ["ready"] * 3 for states in groups)
+
+
+def test_a_group_of_which_one_pod_finds_no_machine_is_pending() -> None:
+    pods = [lws("starting", 0, 0), lws("pending", 0, 1), lws("ready", 1, 0), lws("ready", 1, 1)]
+    assert count_pods(pods) == PodCounts(ready=1, pending=1)
+    assert count_pods([pod("pending"), pod("ready"), pod("ready")], 3) == PodCounts(pending=1)
+    assert count_pods(pods).ledger.live == 2
 
 
 def test_a_leader_without_all_its_workers_starts_yet() -> None:

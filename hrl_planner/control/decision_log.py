@@ -154,6 +154,6 @@ class DecisionLog:
             quotas={name: done.quota},
             wanted=done.wanted,
             targets=(done.before, done.target),
-            pods=(done.pods.ready, done.pods.starting, done.pods.draining),
+            pods=(done.pods.ready, done.pods.starting, done.pods.draining, done.pods.pending),
             **common,
         )

@@ -59,7 +59,7 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "pool_wanted_replicas": ("Replicas the policy would have.", _POOL),
     "pool_desired_replicas": ("Replicas the target is asked for.", _POOL),
-    "pool_replicas": ("Replicas by state: ready, starting, draining.", (*_POOL, "state")),
+    "pool_replicas": ("Replicas by state: ready, starting, draining, pending.", (*_POOL, "state")),
     "pool_held_gpus": ("GPUs held, draining replicas included.", _POOL),
     "pool_scale_waits": ("1 while the ledger keeps a target from its replicas.", _POOL),
     "pool_attainment_ratio": ("Share of requests within the tightest targets.", _POOL),
@@ -266,7 +266,7 @@ def _show_local(series: _Series, pool: str, done: LocalRound) -> None:
     who = (done.group, pool)
     series.set("pool_wanted_replicas", done.wanted, *who)
     series.set("pool_desired_replicas", done.target, *who)
-    for state in ("ready", "starting", "draining"):
+    for state in ("ready", "starting", "draining", "pending"):
         series.set("pool_replicas", getattr(done.pods, state), *who, state)
     series.set("pool_held_gpus", done.held_gpus, *who)
     series.set("pool_scale_waits", bool(done.waits), *who)

@@ -52,6 +52,7 @@ def numbers_of(seen: Seen, wanted: int | None) -> dict[str, Any]:
         "ready": pods.ready,
         "starting": pods.starting,
         "draining": pods.draining,
+        "pending": pods.pending,
         "heldGpus": pods.held * (pool.spec.gpus_per_replica or 0),
         "selector": seen.selector,
     }

@@ -199,7 +199,9 @@ class RoundLine(_Model):
     targets: tuple[int, int] | None = Field(
         None, description="local: replicas asked for, before and after"
     )
-    pods: tuple[int, int, int] | None = Field(None, description="local: ready, starting, draining")
+    pods: tuple[int, int, int, int] | None = Field(
+        None, description="local: ready, starting, draining, pending"
+    )
 
     @property
     def stream(self) -> tuple[str, str, str, str]:

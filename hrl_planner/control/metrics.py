@@ -69,6 +69,7 @@ def observe(
             "ready": status.ready,
             "starting": status.starting,
             "draining": status.draining,
+            "pending": status.pending,
         }
         for field, value in known.items():
             if value is not None:

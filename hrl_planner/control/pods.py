@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from hrl_planner.ledger import Pods
 
-State = Literal["ready", "starting", "draining"]
+State = Literal["ready", "starting", "pending", "draining"]
 Labels = Mapping[str, str]
 
 _LWS = "leaderworkerset.sigs.k8s.io"
@@ -46,21 +46,25 @@ _KINDS_OF_GROUPS = (
 
 @dataclass(frozen=True, slots=True)
 class PodCounts:
-    """Replicas by state; pods that ended hold nothing and are not counted."""
+    """Replicas by state; pods that ended hold nothing and are not counted.
+
+    Pending ones have no machine yet, and may get one at any moment.
+    """
 
     ready: int = 0
     starting: int = 0
     draining: int = 0
+    pending: int = 0
 
     @property
     def held(self) -> int:
-        """Replicas whose GPUs are taken."""
-        return self.ready + self.starting + self.draining
+        """Replicas whose GPUs are taken, or may be at any moment."""
+        return self.ready + self.starting + self.draining + self.pending
 
     @property
     def ledger(self) -> Pods:
         """The same for the ledger."""
-        return Pods(self.ready + self.starting, self.draining)
+        return Pods(self.ready + self.starting + self.pending, self.draining)
 
     def __add__(self, other: PodCounts) -> PodCounts:
         """Return both together."""
@@ -68,6 +72,7 @@ class PodCounts:
             self.ready + other.ready,
             self.starting + other.starting,
             self.draining + other.draining,
+            self.pending + other.pending,
         )
 
 
@@ -91,9 +96,10 @@ def pod_of(item: Mapping[str, Any]) -> Pod | None:
     size = int(metadata.get("annotations", {}).get(_SIZE, "1"))
     if metadata.get("deletionTimestamp") is not None:
         return Pod(labels, "draining", size)
-    conditions = status.get("conditions") or ()
-    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-    return Pod(labels, "ready" if ready else "starting", size)
+    conditions = {c["type"]: c["status"] for c in status.get("conditions") or ()}
+    if conditions.get("PodScheduled") == "False":
+        return Pod(labels, "pending", size)
+    return Pod(labels, "ready" if conditions.get("Ready") == "True" else "starting", size)
 
 
 def count_pods(pods: Iterable[Pod | None], per_replica: int = 1) -> PodCounts:
@@ -134,12 +140,15 @@ def _count_group(pods: Sequence[tuple[str, Pod]]) -> PodCounts:
     live = max(Counter(place for place, _ in living).values(), default=0)
     whole = len(pods) == len(living) >= max(pod.size for _, pod in pods)
     ready = live if whole and all(pod.state == "ready" for _, pod in living) else 0
+    if any(pod.state == "pending" for _, pod in living):
+        return PodCounts(ready, 0, held - live, live - ready)
     return PodCounts(ready, live - ready, held - live)
 
 
 def _count_alike(pods: Sequence[Pod], per_replica: int) -> PodCounts:
     states = Counter(pod.state for pod in pods)
     held = -(-len(pods) // per_replica)
-    live = -(-(states["ready"] + states["starting"]) // per_replica)
+    live = -(-(len(pods) - states["draining"]) // per_replica)
     ready = states["ready"] // per_replica
-    return PodCounts(ready, live - ready, held - live)
+    pending = min(-(-states["pending"] // per_replica), live - ready)
+    return PodCounts(ready, live - ready - pending, held - live, pending)

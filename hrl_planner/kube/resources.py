@@ -256,10 +256,11 @@ class WorkerPoolStatus(_Resource):
     observed_generation: int | None = None
     desired: int | None = Field(None, description="replicas the target is asked for")
     wanted: int | None = Field(None, description="replicas the policy would have")
-    replicas: int = Field(0, description="starting, ready and draining")
+    replicas: int = Field(0, description="starting, ready, draining and pending")
     ready: int = 0
     starting: int = 0
     draining: int = 0
+    pending: int = Field(0, description="no machine is free for them")
     held_gpus: int = 0
     reserved: int | None = Field(
         None, description="most replicas it may hold, the claim aside; absent: never counted"
