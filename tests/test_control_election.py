@@ -120,6 +120,14 @@ def test_the_lease_of_a_planner_that_ended_is_gone(place: Place) -> None:
     assert place.names() == {*ALL[:2], "hrl-planner-process-many"}
 
 
+def test_it_is_gone_too_if_the_process_stalled_meanwhile(place: Place) -> None:
+    many = place.many("many")
+    many.keep(ALL)
+    place.now_s += 100.0
+    assert many.keep(ALL[:2]) == set(ALL[:2])
+    assert place.names() == {*ALL[:2], "hrl-planner-process-many"}
+
+
 def test_who_was_cut_off_leads_nothing_before_others_may(place: Place) -> None:
     class CutOff(EachItsOwn):
         away = False

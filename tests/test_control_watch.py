@@ -288,7 +288,7 @@ def test_pods_among_thousands_are_found_as_they_are_now(
     for index in range(3):
         body: Any = {"metadata": {"name": f"pod-{index}", "labels": {"app": "many"}}}
         core.create_namespaced_pod(namespace, body | {"spec": pod_spec(["true"], "H100")})
-        assert connector.pods("app=many", crowded=True).starting == index + 1
+        assert connector.pods("app=many", crowded=True).held == index + 1
 
 
 def test_pools_among_hundreds_are_read_as_they_are_now(

@@ -271,13 +271,15 @@ def test_an_interrupt_keeps_every_finished_update(tmp_path: Path) -> None:
         "--out",
         str(out),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    errors = tmp_path / "stderr"
+    with errors.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     state = out / "stage-1-allocator" / STATE_FILE
     deadline_s = time.monotonic() + 240.0
     while not state.is_file() and time.monotonic() < deadline_s:
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(60) == 130, errors.read_text()
     saved = torch.load(state, weights_only=True)
     assert saved["progress"]["update"] >= 1
 

@@ -115,8 +115,9 @@ class OneHeartbeat:
     def _changed(self, wanted: set[str], until_s: float) -> set[str]:
         found = self._leases.read_all()
         self.unfinished = False
-        for name in self._kept - wanted:
-            if name in found and self._leases.is_ours(found[name]):
+        # Ours by what is written in them: what was kept is forgotten after a stall.
+        for name in found.keys() - wanted - {self._leases.heartbeat}:
+            if self._leases.is_ours(found[name]):
                 self._leases.remove(found[name])
         kept = self._kept & wanted
         for name in sorted(wanted - kept):
