@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("kubernetes")
 from benchmarks.cluster.field import Clocks, quick
 from benchmarks.cluster.flaps import Span, flaps, judged
 from benchmarks.cluster.observer import Observer, Scaling
+from benchmarks.cluster.planners import round_of
 from benchmarks.cluster.store import State
 from benchmarks.cluster.stored import PodSeen
 from benchmarks.cluster.workers import Demand, Workers
@@ -35,6 +37,15 @@ def over(*states: State, observer: Observer | None = None) -> int:
     for each in states:
         observer.on_revision(each, [])
     return observer.counts.over_revisions
+
+
+def test_a_successor_is_who_leads_not_who_stands_by() -> None:
+    line = {"level": "local", "name": "decode-h100", "time": 5.0}
+    acts, waits = ({**line, "mode": mode} for mode in ("active", "standby"))
+    found = round_of(json.dumps(acts).encode(), "one")
+    assert found is not None and found.planner == ("local", "decode-h100")
+    assert round_of(json.dumps(waits).encode(), "one") is None
+    assert round_of(b"2026-11-01 INFO leads 1", "one") is None
 
 
 def test_more_pods_than_budget_are_a_violation_and_ended_pods_are_none() -> None:

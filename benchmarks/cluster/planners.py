@@ -175,7 +175,7 @@ class Planners:
             data = file.read()
         process.read_bytes += len(data)
         *lines, process.rest = (process.rest + data).split(b"\n")
-        found = [r for line in lines if (r := _round(line, process.component.name))]
+        found = [r for line in lines if (r := round_of(line, process.component.name))]
         if found:
             with self._lock:
                 self._rounds += found
@@ -185,13 +185,16 @@ class Planners:
 _THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def _round(line: bytes, process: str) -> Round | None:
+def round_of(line: bytes, process: str) -> Round | None:
+    """Return the round a line of output tells of; what who does not lead decides is none."""
     if not line.startswith(b"{"):
         return None
     try:
         found = json.loads(line)
         planner = (str(found["level"]), str(found["name"]))
     except (ValueError, KeyError, TypeError):
+        return None
+    if found["mode"] == "standby":
         return None
     return Round(float(found.get("time", time.time())), planner, process, found)
 
