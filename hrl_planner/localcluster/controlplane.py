@@ -215,7 +215,7 @@ class ControlPlane:
         name = f"{prefix}-{secrets.token_hex(4)}"
         self._call("/api/v1/namespaces", {"metadata": {"name": name}})
         if CONTROLLER_MANAGER in self.components:
-            self._wait(lambda: self._service_account_made(name), CONTROLLER_MANAGER, 30.0)
+            self._wait(lambda: self._service_account_made(name), CONTROLLER_MANAGER, 90.0)
         try:
             yield name
         finally:
