@@ -14,7 +14,9 @@ from hrl_planner._highs import new_solver
 from hrl_planner._projection import UNLIMITED, bounds_into, pool_cost, pool_optimum
 from hrl_planner.budget import BudgetArrays, FloatArray, IntArray
 
-_WATTS_SLACK = 1e-6  # the solver's own feasibility tolerance, taken off the power budget
+# Off the power budget: nothing, and where rounding then made a plan pass that does not fit, the
+# solver's own feasibility tolerance. With that alone a plan that takes all of it would be missed.
+_WATTS_SLACKS = (0.0, 1e-6)
 
 
 def solve(
@@ -35,9 +37,10 @@ def solve(
     low, high = np.empty_like(current), np.empty_like(current)
     bounds_into(current, arrays, max_step, low, high)
     for floor in (low, np.minimum(np.minimum(arrays.minimum, current), high)):
-        answer = _reductions(wanted, current, arrays, weights, churn, floor, high)
-        if answer is not None and arrays.fits(answer):
-            return answer
+        for slack in _WATTS_SLACKS:
+            answer = _reductions(wanted, current, arrays, weights, churn, floor, high, slack)
+            if answer is not None and arrays.fits(answer):
+                return answer
     return fallback
 
 
@@ -49,6 +52,7 @@ def _reductions(
     churn: float,
     low: IntArray,
     high: IntArray,
+    watts_slack: float,
 ) -> IntArray | None:
     """Solve the MILP from the pools' own optima; None if it has no solution."""
     n_pools = current.size
@@ -89,7 +93,7 @@ def _reductions(
         need = float(held.sum() - arrays.total_gpus)
         model.addRow(need, highspy.kHighsInf, n_pools, pools, arrays.gpus.astype(np.float64))
     if np.isfinite(arrays.watts):
-        need = float(arrays.watts_per_replica @ start - arrays.watts + _WATTS_SLACK)
+        need = float(arrays.watts_per_replica @ start - arrays.watts + watts_slack)
         model.addRow(need, highspy.kHighsInf, n_pools, pools, arrays.watts_per_replica)
     model.run()
     if model.getModelStatus() != highspy.HighsModelStatus.kOptimal:

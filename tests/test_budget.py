@@ -139,6 +139,15 @@ def test_cheapest_plan_with_total_and_watts(case: Case) -> None:
     assert case.cost(found) == pytest.approx(case.cost(best), rel=1e-6, abs=1e-6)
 
 
+def test_a_plan_may_take_the_last_watt() -> None:
+    arrays = arrays_of(
+        minimum=[0, 0], maximum=[2, 3], gpus=[1, 1], type_index=[0, 0], type_budget=[5, 0],
+        total_gpus=4, watts_per_replica=[250.0, 100.0], watts=700.0,
+    )  # fmt: skip
+    found = project(np.array([3.0, 3.0]), np.array([0, 0]), arrays, weights=np.array([0.5, 0.5]))
+    assert found.tolist() == [2, 2]
+
+
 @settings(max_examples=300, deadline=None)
 @given(cases(coupled=True))
 def test_never_above_the_budget_unless_the_minimum_is(case: Case) -> None:
