@@ -230,3 +230,17 @@ def test_the_fluid_planner_decides_the_same_without_compiled_code() -> None:
         check=True,
     )
     assert plain.stdout.strip() == str(here["answer"])
+
+
+@pytest.mark.parametrize("name", ["hpa", "queue-length"])
+def test_an_autoscaler_that_has_just_begun_releases_nothing_at_once(name: str) -> None:
+    """As Kubernetes' controller does, which counts what it finds among its recommendations."""
+    policy = make_policy(name)
+    policy.reset(PlanContext(SPEC))
+    rows = np.zeros((len(SPEC.pools), len(POOL_FIELDS)))
+    for field in ("target_replicas", "ready"):
+        rows[:, POOL_FIELDS.index(field)] = 2.0
+    idle = ClusterObservation(0.0, rows, np.zeros((len(SPEC.slo_classes), len(CLASS_FIELDS))))
+    assert policy.decide(idle).replicas.tolist() == [2] * len(SPEC.pools)
+    assert policy.decide(replace(idle, now_s=299.0)).replicas.tolist() == [2] * len(SPEC.pools)
+    assert max(policy.decide(replace(idle, now_s=601.0)).replicas) < 2

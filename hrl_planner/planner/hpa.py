@@ -14,6 +14,7 @@ from collections import deque
 import numpy as np
 
 from hrl_planner.observation import ClusterObservation
+from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext
 
 TOLERANCE = 0.1
@@ -55,6 +56,8 @@ class HpaScaler:
     def limit(self, now_s: float, desired: FloatArray, current: FloatArray) -> IntArray:
         """Return the replicas to set, shape (P,); NaN desires keep the current ones."""
         wanted = np.where(np.isnan(desired), current, desired)
+        if not self._desires:  # as the controller does, so that a new one releases nothing at once
+            self._desires.append((now_s, current))
         self._desires.append((now_s, wanted))
         while self._desires[0][0] < now_s - STABILISATION_DOWN_S:
             self._desires.popleft()
@@ -107,5 +110,5 @@ class HpaPolicy:
         by_kv = replicas_for_metric(kv_use, self._kv_use * ones, ready, starting)
         by_running = replicas_for_metric(running, self._running * ones, ready, starting)
         desired = np.where(self._prefill, by_inflight, np.maximum(by_kv, by_running))
-        current = observation.pool_field("target_replicas")
+        current = current_targets(observation).astype(np.float64)
         return Plan(self._scaler.limit(observation.now_s, desired, current), reason="hpa")

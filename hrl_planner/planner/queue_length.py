@@ -11,6 +11,7 @@ import numpy as np
 
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.hpa import HpaScaler
+from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import Plan, PlanContext
 
 
@@ -49,6 +50,6 @@ class QueueLengthPolicy:
         by_waiting = np.ceil(observation.pool_field("waiting") / self._waiting)
         by_running = np.ceil(observation.pool_field("running") / self._running)
         desired = np.maximum(by_waiting, by_running)
-        current = observation.pool_field("target_replicas")
+        current = current_targets(observation).astype(np.float64)
         replicas = self._scaler.limit(observation.now_s, desired, current)
         return Plan(replicas, reason="queue length")
