@@ -19,8 +19,8 @@ from agents.agreement.runs import Ints, Run, Steps, timeline_of
 from agents.evaluate.config import GRACE_S
 from agents.evaluate.metrics import budget_violations
 from envs.simulation import SimResult, Simulation
-from hrl_planner.control.decide import YOUNG_WINDOWS
-from hrl_planner.control.decision import QUOTA, Choice, Decider
+from hrl_planner.control.decide import decides_nothing
+from hrl_planner.control.decision import Choice, Decider
 from hrl_planner.kube.resources import PolicySpec
 from hrl_planner.localcluster.demo_watch import FIELDS, LOOK_S
 from hrl_planner.observation import POOL_FIELDS, ClusterObservation
@@ -69,7 +69,7 @@ class _Planners:
         self._spec = spec
         self._allocator, self._scaler = Decider(), Decider()
         self._choices = Choice.of(choice, "allocator"), Choice.of(choice, "scaler")
-        self._releases_at_once = choice.scaler == QUOTA and choice.checkpoint is None
+        self._releases_at_once = decides_nothing(choice)
         self._next_s = -np.inf
         self._quotas: Ints = np.zeros(len(spec.pools), np.int64)
 
@@ -98,8 +98,7 @@ class _Planners:
         pools[:, POOL_FIELDS.index("quota")] = self._quotas
         seen = replace(observation, pools=pools)
         wanted = self._scaler.decide(self._spec, self._choices[1], seen).plan.replicas
-        age_s = observation.now_s - self._scaler.made_s
-        if not self._releases_at_once and age_s < YOUNG_WINDOWS * self._spec.intervals.window_s:
+        if not self._releases_at_once and self._scaler.young(observation.now_s):
             has = np.minimum(current_targets(observation), self._quotas)
             wanted = np.maximum(wanted, has)
         replicas = np.minimum(wanted, self._quotas)

@@ -14,10 +14,7 @@ from hrl_planner.control.planned import plannable, planned
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import cluster_spec_of
-from hrl_planner.kube.resources import ServingGroup, WorkerPool
-
-# The first window is half empty, and so is what a policy makes of it (`FluidPlanner` waits, too).
-YOUNG_WINDOWS = 2.0
+from hrl_planner.kube.resources import PolicySpec, ServingGroup, WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +102,10 @@ class Scaler:
         try:
             made = self._ask(group, listed, name, now_s)
         except HrlPlannerError:
-            if not decides_nothing(group):
+            if not decides_nothing(group.spec.policy):
                 raise
             return Want(pool.spec.quota or 0, WHOLE_QUOTA)
-        if decides_nothing(group):
+        if decides_nothing(group.spec.policy):
             return Want(made.replicas[name], made.plan.reason, made)
         return self._kept(made, pool)
 
@@ -124,12 +121,11 @@ class Scaler:
         """Return what was decided, without what a policy that is new would release."""
         wanted, reason = made.replicas[pool.name], made.plan.reason
         has = min(pool.status.desired or 0, pool.spec.quota or 0)
-        age_s = made.observation.now_s - self._decider.made_s
-        if wanted < has and age_s < YOUNG_WINDOWS * made.spec.intervals.window_s:
+        if wanted < has and self._decider.young(made.observation.now_s):
             return Want(has, f"{reason}: {wanted}, but too new to release replicas", made)
         return Want(wanted, reason, made)
 
 
-def decides_nothing(group: ServingGroup) -> bool:
+def decides_nothing(policy: PolicySpec) -> bool:
     """Say whether pools take all they may have, so that a new quota needs no decision."""
-    return group.spec.policy.scaler == QUOTA and group.spec.policy.checkpoint is None
+    return policy.scaler == QUOTA and policy.checkpoint is None

@@ -144,12 +144,12 @@ class Followed:
     mode: str = "standby"
 
 
-class Decider:
-    """A policy with its memory: made anew when the cluster or the choice of policy has changed.
+# The first window is half empty, and so is what a policy makes of it (`FluidPlanner` waits, too).
+_YOUNG_WINDOWS = 2.0
 
-    Attributes:
-        made_s: by the observations' clock, since when there is this policy.
-    """
+
+class Decider:
+    """A policy with its memory: made anew when the cluster or the choice of policy has changed."""
 
     def __init__(self) -> None:
         """See the class."""
@@ -158,7 +158,7 @@ class Decider:
         self._shield = Interventions()
         self._digest = ""
         self._turn = 0
-        self.made_s = 0.0
+        self._made_s = 0.0
 
     def decide(
         self, spec: ClusterSpec, choice: Choice, observation: ClusterObservation
@@ -176,6 +176,13 @@ class Decider:
             return within_budget(plan, observation, BudgetArrays.from_spec(spec))
 
         return self._asked("decide", spec, choice, observation, ask)
+
+    def young(self, now_s: float) -> bool:
+        """Say whether the policy is so new that it has not seen whole windows of metrics."""
+        if self._made_for is None:
+            return True
+        window_s = self._made_for[0].intervals.window_s
+        return now_s - self._made_s < _YOUNG_WINDOWS * window_s
 
     def listen(
         self, spec: ClusterSpec, choice: Choice, observation: ClusterObservation
@@ -216,7 +223,7 @@ class Decider:
     def _for(self, spec: ClusterSpec, choice: Choice, now_s: float) -> Policy:
         """Return the policy there is, or a new one where it is for something else."""
         if self._policy is None or self._made_for != (spec, choice):
-            self._turn, self.made_s = 0, now_s
+            self._turn, self._made_s = 0, now_s
             self._shield = Interventions()
             self._policy = None
             policy = new_policy(choice, self._shield)

@@ -218,7 +218,7 @@ class LocalPlanner:
             self._wants = _Wants(reason="replicas not reported yet")
             return active
         now_s = self._clock()
-        if now_s < self._next_s and not decides_nothing(group):
+        if now_s < self._next_s and not decides_nothing(group.spec.policy):
             return active
         self._next_s = now_s + self.interval_s
         try:
