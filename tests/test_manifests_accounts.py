@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,12 +14,11 @@ import pytest
 pytest.importorskip("kubernetes")
 
 from kubernetes import client
-from kubernetes.aio.client import Configuration
-from kubernetes.aio.config import load_kube_config
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
 from hrl_planner.control.election import EachItsOwn, OneHeartbeat
 from hrl_planner.control.lease import Lease, Leases
+from hrl_planner.kube.access import find_configuration
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.manifests import Installation, accounts
@@ -140,10 +140,10 @@ def test_workers_and_flows_are_found_by_whoever_follows_them(
     kubeconfig = installed.plane.service_account_kubeconfig(installed.namespace, account)
 
     async def first() -> Snapshot:
-        configuration = Configuration()
-        await load_kube_config(str(kubeconfig), client_configuration=configuration)
         found = KubernetesDiscovery(
-            installed.namespace, group=SPEC.name, configuration=configuration
+            installed.namespace,
+            group=SPEC.name,
+            configuration=partial(find_configuration, kubeconfig),
         )
         snapshots = found.snapshots()
         try:

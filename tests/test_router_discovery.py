@@ -291,7 +291,10 @@ def follow(scenario: Scenario, *, group_name: str | None = None) -> ToyKubernete
         url = await server.start()
         server.serves(PODS)
         await server.put(PODS, pod("w1"))
-        configuration = Configuration(host=url)
+
+        async def configuration() -> Configuration:
+            return Configuration(host=url)
+
         discovery = KubernetesDiscovery("serving", group=group_name, configuration=configuration)
         follower = Follower(discovery)
         try:

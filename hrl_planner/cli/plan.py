@@ -258,7 +258,7 @@ def _decision_log(namespace: str, how: _How) -> Iterator[DecisionLog]:
 @contextmanager
 def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[PoolMetrics]:
     """Follow the workers of the namespace while the block runs."""
-    import os
+    from functools import partial
 
     from hrl_planner.control import NoMetrics
 
@@ -267,10 +267,9 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
         return
     from hrl_planner.collect import PageSource, PrometheusSource
     from hrl_planner.control.collected import CollectedMetrics
+    from hrl_planner.kube.access import find_configuration
     from hrl_planner.router.discovery.kubernetes import KubernetesDiscovery
 
-    if kubeconfig is not None:
-        os.environ["KUBECONFIG"] = str(kubeconfig)  # where discovery looks, too
     listen_s = how.look_s if how.one_round else 0.0
 
     def source() -> Source:
@@ -278,7 +277,8 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
             return PageSource()
         return PrometheusSource(how.prometheus, selector=f'namespace="{namespace}"')
 
-    found = CollectedMetrics(KubernetesDiscovery(namespace), how.routers, listen_s, source)
+    workers = KubernetesDiscovery(namespace, configuration=partial(find_configuration, kubeconfig))
+    found = CollectedMetrics(workers, how.routers, listen_s, source)
     found.start()
     try:
         yield found

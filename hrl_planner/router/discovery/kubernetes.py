@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,7 @@ class KubernetesDiscovery:
         namespace: of the pods and the group; None for the router's own.
         selector: label selector of worker pods.
         group: ServingGroup whose flows are followed; None for none.
-        configuration: of the API client; None for the pod's service account, else the kubeconfig.
+        configuration: finds the way to the API server.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class KubernetesDiscovery:
         selector: str = POOL_LABEL,
         group: str | None = None,
         *,
-        configuration: Configuration | None = None,
+        configuration: Callable[[], Awaitable[Configuration]] = find_configuration,
     ) -> None:
         self._namespace = namespace or own_namespace()
         self._selector = selector
@@ -81,7 +81,7 @@ class KubernetesDiscovery:
         Raises:
             KubeError: where there is no way to an API server.
         """
-        configuration = self._configuration or await find_configuration()
+        configuration = await self._configuration()
         async with ApiClient(configuration) as api:
             followers = [asyncio.create_task(self._follow_pods(api))]
             if self._group is not None:
