@@ -7,9 +7,9 @@ watches tell is in `watched.py`. What a write returns is the object as it was wr
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from kubernetes import client
@@ -79,21 +79,15 @@ class Connector:
 
         Args:
             group: absent: all.
-            crowded: there are hundreds, see `pods`.
+            crowded: there are hundreds, see `_newest`.
         """
-        items = (self._newest_pools() if crowded else self._list(POOLS))["items"]
+        find = partial(self._list, POOLS)
+        items = (_newest(find) if crowded else find())["items"]
         return pool_list({item["metadata"]["name"]: pool_or_error(item) for item in items}, group)
 
     def pools_now(self, group: str | None = None) -> PoolList:
         """Return the same, as it is at this moment or later; what the connector reads always is."""
         return self.pools(group)
-
-    def _newest_pools(self) -> Any:
-        now = self._list(POOLS, limit=1)["metadata"]["resourceVersion"]
-        try:
-            return self._list(POOLS, resource_version=now, resource_version_match="NotOlderThan")
-        except KubeError:  # its memory is not that new yet
-            return self._list(POOLS)
 
     def target(self, ref: ScaleTargetRef) -> TargetState:
         """Return a scale target, see `Targets.read`."""
@@ -140,22 +134,12 @@ class Connector:
         Args:
             selector: of the pods.
             per_replica: see `count_pods`.
-            crowded: there are thousands of others. To find a target's pods an API server before
-                1.31 walks over all of the namespace in etcd, a second's work; what it has in its
-                own memory it walks over in milliseconds, and it can be told how new that must be.
+            crowded: there are thousands of others, see `_newest`.
         """
         if not selector:
             return PodCounts()
-        if crowded:
-            now = self._pods(limit=1)["metadata"]["resourceVersion"]
-            with contextlib.suppress(KubeError):  # its memory is not that new yet
-                found = self._pods(
-                    label_selector=selector,
-                    resource_version=now,
-                    resource_version_match="NotOlderThan",
-                )
-                return count_pods(map(pod_of, found["items"]), per_replica)
-        found = self._pods(label_selector=selector)
+        find = partial(_newest, self._pods) if crowded else self._pods
+        found = find(label_selector=selector)
         return count_pods(map(pod_of, found["items"]), per_replica)
 
     def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
@@ -324,6 +308,19 @@ def _conditions_of(item: Any) -> tuple[Condition, ...]:
         return tuple(Condition.model_validate(c) for c in status.get("conditions") or ())
     except ValidationError:
         return ()
+
+
+def _newest(find: Callable[..., Any], **query: Any) -> Any:
+    """Return a list as new as one from etcd, out of the API server's own memory where it can.
+
+    An API server before 1.31 walks over all of a namespace in etcd, up to a second's work; what it
+    has in memory it walks over in milliseconds, and it can be told how new that must be.
+    """
+    now = find(limit=1)["metadata"]["resourceVersion"]  # of anything: a selector would be a walk
+    try:
+        return find(**query, resource_version=now, resource_version_match="NotOlderThan")
+    except KubeError:  # its memory is not that new yet
+        return find(**query)
 
 
 _Model = TypeVar("_Model", ServingGroup, WorkerPool)
