@@ -204,7 +204,7 @@ def _train_stage(
     env.close()
     validation.close()
     shrunk = None
-    if stage.level != "scaler" and stage.head == "residual":
+    if stage.level != "scaler" and stage.head != "moves":
         days = make_env(config, level, config.validation.final, future=future, validation=True)
         best, shrunk = shrink(days, policy, best)
         days.close()

@@ -26,7 +26,7 @@ from agents.train.paired import PairedEnv
 from agents.train.randomise import RandomEpisodes
 from envs.cluster import FlatLevel
 from envs.controlled import Level
-from envs.global_allocator import GlobalLevel, MovesLevel
+from envs.global_allocator import GlobalLevel, HeadroomLevel, MovesLevel
 from envs.local_scaler.level import AllPoolsLevel
 from envs.vec_env import ClusterVecEnv
 from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS, Layout
@@ -98,7 +98,8 @@ def make_level(stage: StageConfig, prior: str, scaler: Network | None) -> Level:
         return FlatLevel(prior)
     if stage.head == "moves":
         return MovesLevel(prior, scaler, stage.penalty, stage.moves)
-    return GlobalLevel(prior, scaler, stage.penalty)
+    made = HeadroomLevel if stage.head == "headroom" else GlobalLevel
+    return made(prior, scaler, stage.penalty)
 
 
 def shape_of(stage: StageConfig, config: TrainConfig) -> NetShape:
