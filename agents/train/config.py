@@ -127,6 +127,7 @@ class StageConfig(_Model):
             that does better on training days.
         noise_memory: how much of a step's exploration noise the next one keeps.
         paired: learn from the gain over action 0 on the same day, see `agents.train.paired`.
+        per_day: clusters that share a day and its twin, where learning is paired.
         penalty: weight of GPUs asked for beyond the budget in the reward; 0 leaves all to the
             projection.
         ppo: the algorithm's numbers.
@@ -147,6 +148,7 @@ class StageConfig(_Model):
     try_quota: bool = True
     noise_memory: float = Field(0.85, ge=0, lt=1)
     paired: bool = False
+    per_day: int = Field(1, ge=1)
     penalty: float = Field(0.0, ge=0)
     ppo: PpoConfig = PpoConfig()
 
@@ -156,6 +158,10 @@ class StageConfig(_Model):
             raise ValueError(
                 f"ppo.batch: {self.ppo.batch} is more than n_envs x n_steps = "
                 f"{self.n_envs * self.n_steps}"
+            )
+        if self.n_envs % self.per_day or (self.per_day > 1 and not self.paired):
+            raise ValueError(
+                f"per_day: {self.per_day} needs paired: true and must divide n_envs, {self.n_envs}"
             )
         if self.head != "residual" and self.level != "allocator":
             raise ValueError(f"head: {self.head} is for level allocator, not {self.level}")
