@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
@@ -60,6 +60,14 @@ class Level(Protocol):
 
     def command(self, run: Run, action: Any) -> None:
         """Put an action into effect on one episode."""
+
+
+@runtime_checkable
+class CapacityLevel(Protocol):
+    """A level whose actions change what the prior plans with, not what it has planned."""
+
+    def capacity_factors(self, action: Any) -> FloatArray | None:
+        """Return factors on the capacities of all pools, padding included; None for no change."""
 
 
 class Run:
@@ -245,6 +253,7 @@ class Episodes:
         n = len(self._places)
         runs = [self.run(place) for place in range(n)]
         until_s = np.empty(n)
+        self._correct(actions)
         for place, run in enumerate(runs):
             run.control.override[:] = BY_RULE
             clock = run.control.clock[0]
@@ -261,6 +270,19 @@ class Episodes:
             self._listen(stops < until_s)
         observations = self._look(range(n))
         return observations, np.stack([run.control.terms for run in runs])
+
+    def _correct(self, actions: Sequence[Any] | NDArray[Any]) -> None:
+        """Let the priors plan again where an action changes the capacities they count on."""
+        if self._priors is None or not isinstance(self.level, CapacityLevel):
+            return
+        asked = {
+            place: factors[: len(self.run(place).episode.spec.pools)]
+            for place, action in enumerate(actions)
+            if (factors := self.level.capacity_factors(action)) is not None
+        }
+        for place, plan in self._priors.replan(asked).items():
+            if plan is not None:
+                self.run(place).plan = plan
 
     def _listen(self, between: NDArray[np.bool_]) -> None:
         """Let priors see the cluster between their plans, where a local planner is about to act."""

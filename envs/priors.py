@@ -14,8 +14,16 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+from hrl_planner.errors import PolicyError
 from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner.policy import FloatArray, Listener, Plan, PlanContext, Policy
+from hrl_planner.planner.policy import (
+    FloatArray,
+    Listener,
+    Plan,
+    PlanContext,
+    Policy,
+    Replanner,
+)
 from hrl_planner.planner.registry import make_policy
 
 
@@ -40,6 +48,16 @@ class Priors:
     def decide(self, observations: Mapping[int, ClusterObservation]) -> dict[int, Plan]:
         """Return the plans for what is seen at some places."""
         return {place: self._policies[place].decide(seen) for place, seen in observations.items()}
+
+    def replan(self, factors: Mapping[int, FloatArray]) -> dict[int, Plan | None]:
+        """Let the planners of some places plan again under other capacities, see `Replanner`."""
+        plans: dict[int, Plan | None] = {}
+        for place, factor in factors.items():
+            policy = self._policies[place]
+            if not isinstance(policy, Replanner):
+                raise PolicyError(f"policy {self._text}: does not plan by capacities")
+            plans[place] = policy.replan(factor)
+        return plans
 
     def listen(
         self, observations: Mapping[int, ClusterObservation]
@@ -88,10 +106,15 @@ class ProcessPriors:
         weights: dict[int, FloatArray | None] = self._ask("listen", observations)
         return weights
 
-    def _ask(self, what: str, observations: Mapping[int, ClusterObservation]) -> dict[int, Any]:
-        shares: list[dict[int, ClusterObservation]] = [{} for _ in self._pipes]
-        for place, seen in observations.items():
-            shares[place % len(shares)][place] = seen
+    def replan(self, factors: Mapping[int, FloatArray]) -> dict[int, Plan | None]:
+        """Let the planners of some places plan again under other capacities, see `Replanner`."""
+        plans: dict[int, Plan | None] = self._ask("replan", factors)
+        return plans
+
+    def _ask(self, what: str, words: Mapping[int, Any]) -> dict[int, Any]:
+        shares: list[dict[int, Any]] = [{} for _ in self._pipes]
+        for place, word in words.items():
+            shares[place % len(shares)][place] = word
         asked = [(pipe, share) for pipe, share in zip(self._pipes, shares, strict=True) if share]
         for pipe, share in asked:
             pipe.send((what, share))

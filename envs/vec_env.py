@@ -42,6 +42,7 @@ class ClusterVecEnv(VecEnv):
         render_mode: None or "rgb_array".
         source: makes the episodes; absent, what `reset` of the single environments does.
         future: write behind every observation what will arrive (`envs.future`).
+        per_day: so many neighbours share their seeds, and with them their days and luck.
         options: of episodes, see `envs.episodes.EpisodeOptions`.
     """
 
@@ -56,6 +57,7 @@ class ClusterVecEnv(VecEnv):
         render_mode: str | None = None,
         source: EpisodeSource = make_episode,
         future: bool = False,
+        per_day: int = 1,
         **options: Any,
     ) -> None:
         """See the class."""
@@ -71,7 +73,8 @@ class ClusterVecEnv(VecEnv):
         super().__init__(n_envs, space, level.action_space(self.layout))
         self._episodes = Episodes(level, self.layout, n_envs, True, prior_processes, source, future)
         self._size = self.layout.size + further
-        self._generators = [np.random.default_rng(seed + i) for i in range(n_envs)]
+        self._per_day = per_day
+        self._generators = [np.random.default_rng(seed + i // per_day) for i in range(n_envs)]
         self._chosen = [self.defaults] * n_envs
         self._actions: Any = None
         self._steps = np.zeros(n_envs, np.int64)
@@ -81,6 +84,13 @@ class ClusterVecEnv(VecEnv):
         self._penalty = level.penalty
         self.reward_terms = np.zeros((n_envs, len(TERMS)))
         """The last step's reward by term, (n_envs, len(envs.reward.TERMS))."""
+
+    def seed(self, seed: int | None = None) -> list[int | None]:
+        """Seed all environments from their next reset on; neighbours of a day alike."""
+        first = super().seed(seed)[0]
+        assert first is not None
+        self._seeds = [first + i // self._per_day for i in range(self.num_envs)]
+        return list(self._seeds)
 
     def reset(self) -> NDArray[np.float32]:
         """Begin an episode everywhere; seeds and options set before take effect."""

@@ -92,7 +92,6 @@ class _Fixed(NamedTuple):
     Attributes:
         role: PREFILL, DECODE or AGGREGATED, shape (P,).
         value: of a request in time, shape (C,).
-        usable: share of a replica that may be planned with, shape (P,).
         price: weighted cost of holding a replica, shape (P,).
         start: weighted cost of starting one, shape (P,).
         stop: weighted cost of stopping one, shape (P,).
@@ -104,7 +103,6 @@ class _Fixed(NamedTuple):
 
     role: IntArray
     value: FloatArray
-    usable: FloatArray
     price: FloatArray
     start: FloatArray
     stop: FloatArray
@@ -115,7 +113,11 @@ class _Fixed(NamedTuple):
 
 
 class FluidModel:
-    """The LP of one cluster, solved again and again with other numbers."""
+    """The LP of one cluster, solved again and again with other numbers.
+
+    Attributes:
+        usable: share of each pool's capacity that the headroom leaves to plan with, shape (P,).
+    """
 
     def __init__(self, spec: ClusterSpec, parameters: FlowParameters | None = None) -> None:
         """See the class."""
@@ -134,7 +136,6 @@ class FluidModel:
         self._fixed = _Fixed(
             role=role,
             value=np.array([c.value for c in spec.slo_classes], np.float64),
-            usable=1.0 - headroom[role],
             price=p.price_weight * per_gpu_hour * arrays.gpus / whole,
             start=p.start_weight * share,
             stop=p.stop_weight * share,
@@ -143,6 +144,7 @@ class FluidModel:
             sums=np.stack([gpus, arrays.watts_per_replica])[bounded],
             sum_limits=limits[bounded],
         )
+        self.usable: FloatArray = 1.0 - headroom[role]
         self._minimum = arrays.minimum.astype(np.float64)
         self._maximum = arrays.maximum.astype(np.float64)
         self._type_budget = arrays.type_budget.astype(np.float64)
@@ -158,6 +160,7 @@ class FluidModel:
         high: FloatArray | None = None,
         type_budget: FloatArray | None = None,
         offered: FloatArray | None = None,
+        usable: FloatArray | None = None,
     ) -> Allocation | None:
         """Return the best allocation, None if the bounds leave none.
 
@@ -171,6 +174,8 @@ class FluidModel:
             type_budget: GPUs per type that can be had; None for the spec's.
             offered: requests/s whose service is worth 1 in all, shape (C,); None for the demand.
                 Piled-up work raises the demand, and must not make a request worth less.
+            usable: share of each pool's capacity to plan with, shape (P,); None for what the
+                headroom leaves.
         """
         found, replicas, flows, served, marginal = _allocate(
             self._fixed,
@@ -182,6 +187,7 @@ class FluidModel:
             self._minimum if low is None else _contiguous(low),
             self._maximum if high is None else _contiguous(high),
             self._type_budget if type_budget is None else _contiguous(type_budget),
+            self.usable if usable is None else _contiguous(usable),
         )
         return Allocation(replicas, flows, served, marginal) if found else None
 
@@ -201,6 +207,7 @@ def _allocate(
     low: FloatArray,
     high: FloatArray,
     type_budget: FloatArray,
+    usable: FloatArray,
 ) -> tuple[bool, FloatArray, FloatArray, FloatArray, FloatArray]:
     """Return whether there is a solution; replicas, flows, flows served, marginal values."""
     C, P = cap.shape
@@ -210,11 +217,11 @@ def _allocate(
     last = first + type_budget.size + fixed.sum_limits.size
     table = np.zeros((last + 1, pool_of.size + 1))
     for i in range(P):
-        table[i, -1] = fixed.usable[i] * low[i]
+        table[i, -1] = usable[i] * low[i]
     feasible = _limits(fixed, low, type_budget, table[first:last, -1])
-    if not (feasible and _are_numbers(demand, offered, cap, share, current, high - low)):
+    if not (feasible and _are_numbers(demand, offered, cap, share, current, high - low, usable)):
         return False, replicas, flows, served, marginal
-    _fill(fixed, demand, offered, cap, share, pool_of, class_of, table)
+    _fill(fixed, demand, offered, cap, share, usable, pool_of, class_of, table)
     upper = np.full(last + pool_of.size, np.inf)
     upper[P : P + C] = 0.0
     upper[last:] = width
@@ -234,7 +241,7 @@ def _allocate(
             if fixed.role[i] != DECODE:
                 served[c] += flows[c, i]
     for i in range(P):
-        marginal[i] = max(duals[i], 0.0) * fixed.usable[i] / fixed.gpus[i]
+        marginal[i] = max(duals[i], 0.0) * usable[i] / fixed.gpus[i]
     return True, replicas, flows, served, marginal
 
 
@@ -246,6 +253,7 @@ def _are_numbers(
     share: FloatArray,
     current: FloatArray,
     room: FloatArray,
+    usable: FloatArray,
 ) -> bool:
     """Say whether every number is one, none negative; what is not a number fails all of these."""
     return bool(
@@ -255,6 +263,7 @@ def _are_numbers(
         and np.all(share >= 0.0)
         and np.all(current >= 0.0)
         and np.all(room >= 0.0)
+        and np.all(usable >= 0.0)
     )
 
 
@@ -311,6 +320,7 @@ def _fill(
     offered: FloatArray,
     cap: FloatArray,
     share: FloatArray,
+    usable: FloatArray,
     pool_of: IntArray,
     class_of: IntArray,
     table: FloatArray,
@@ -331,7 +341,7 @@ def _fill(
     for k in range(pool_of.size):
         i, c = pool_of[k], class_of[k]
         if c < 0:
-            table[i, k] = -fixed.usable[i]
+            table[i, k] = -usable[i]
             table[first + fixed.type_index[i], k] = fixed.gpus[i]
             for s in range(fixed.sum_limits.size):
                 table[sums + s, k] = fixed.sums[s, i]

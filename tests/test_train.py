@@ -17,10 +17,10 @@ import yaml
 from typer.testing import CliRunner
 
 from agents.train.config import TrainConfig, load_config, parse
-from agents.train.paired import PairedEnv
+from agents.train.paired import PairedEnv, SharedDays
 from agents.train.randomise import FIRST_TRAINING_DAY, FIRST_VALIDATION_DAY, RandomEpisodes
 from agents.train.run import train
-from agents.train.stage import make_env
+from agents.train.stage import make_env, make_training
 from agents.train.state import STATE_FILE
 from envs.episodes import EpisodeOptions
 from envs.global_allocator import GlobalLevel
@@ -174,6 +174,54 @@ def test_a_twin_shares_day_and_luck_so_that_action_0_gains_nothing() -> None:
     np.testing.assert_array_equal(gains, np.zeros((5, 2)))
     gains = [paired.step(idle - 1.0)[1] for _ in range(4)]
     assert np.any(np.array(gains) != 0.0)
+
+
+def test_clusters_that_share_a_day_are_the_same_but_for_their_agents() -> None:
+    stage = {**ALLOCATOR, "n_envs": 4, "per_day": 2, "paired": True}
+    config = tiny(stages=[stage], randomise={**TINY["randomise"], "durations_s": [180.0]})
+    env, twin = make_training(config, config.stages[0], GlobalLevel("lp"))
+    assert twin is not None
+    assert (env.num_envs, twin.num_envs) == (4, 2)
+    paired = PairedEnv(env, twin)
+    paired.seed(5)
+    first = np.asarray(paired.reset())
+    traces = [env._episodes.run(i).episode.trace for i in range(4)]
+    assert traces[0] is traces[1] is twin._episodes.run(0).episode.trace
+    assert traces[2] is traces[3] is twin._episodes.run(1).episode.trace
+    assert traces[0] is not traces[2]
+    np.testing.assert_array_equal(first[0::2], first[1::2])
+    action = np.zeros((4, *(env.action_space.shape or ())), np.float32)
+    gains = [paired.step(action)[1] for _ in range(4)]  # over the end of the first episodes
+    np.testing.assert_array_equal(gains, np.zeros((4, 4)))
+    action[1] = -1.0
+    gains = [paired.step(action)[1] for _ in range(5)]
+    assert np.any(np.array(gains)[:, 1] != 0.0)
+    np.testing.assert_array_equal(np.array(gains)[:, [0, 2, 3]], np.zeros((5, 3)))
+
+
+def test_days_are_made_once_and_leave_the_generator_as_making_them_does() -> None:
+    spec = ClusterSpec.load("small")
+    source = RandomEpisodes(spec, tiny().randomise, validation=False)
+    shared = SharedDays(source, keep=1)
+    ours, theirs, again = (np.random.default_rng(3) for _ in range(3))
+    episode = shared(EpisodeOptions(), ours)
+    plain = source(EpisodeOptions(), theirs)
+    assert shared(EpisodeOptions(), again) is episode
+    np.testing.assert_array_equal(episode.trace.arrival_s, plain.trace.arrival_s)
+    assert ours.random() == theirs.random() == again.random()
+    assert shared(EpisodeOptions(), ours) is not episode
+    assert shared(EpisodeOptions(), np.random.default_rng(3)) is not episode  # forgotten
+
+
+def test_the_budget_drawn_is_relative_to_what_a_scenario_needs() -> None:
+    spec = ClusterSpec.load("reference")
+    held = []
+    for needs in ({}, {"steady-no-flap": 0.5}):
+        changes = {"tightness": [1.0, 1.0], "load": [1.0, 1.0], "needs": needs, "as_told": 1.0}
+        config = tiny(randomise={**TINY["randomise"], **changes}).randomise
+        episode = RandomEpisodes(spec, config, False)(EpisodeOptions(), np.random.default_rng(1))
+        held.append(episode.spec.budget.gpus)
+    assert held[1] == {name: gpus // 2 for name, gpus in held[0].items()}
 
 
 def test_a_config_may_be_another_one_with_changes(tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ class RandomiseConfig(_Model):
         scenarios: shapes of the load, drawn evenly.
         durations_s: lengths of an episode, drawn evenly.
         load: factor on the scenario's rates, log-uniform.
-        tightness: factor on the GPUs of every type, over the load: 1 is the size for which the
-            scenario was made.
+        tightness: factor on the GPUs of every type, over the load and the scenario's need.
+        needs: factor on the spec's budget that a scenario needs at load 1, by its name; 1 where
+            absent: the size for which it was made. `hrl-planner experiment table needs` has them.
         startup: factor on start-up times, which stay within 30 to 420 s.
         profile_error: deviation of the log of the true step times around the profile's.
         scrape_lag_s: age of the metrics.
@@ -61,6 +62,7 @@ class RandomiseConfig(_Model):
     durations_s: tuple[float, ...] = (1800.0, 3600.0)
     load: tuple[float, float] = (0.2, 1.1)
     tightness: tuple[float, float] = (0.5, 1.2)
+    needs: dict[str, float] = Field(default_factory=dict)
     startup: tuple[float, float] = (0.5, 2.0)
     profile_error: float = Field(0.1, ge=0, le=1)
     scrape_lag_s: tuple[float, float] = (2.0, 30.0)
@@ -72,7 +74,7 @@ class RandomiseConfig(_Model):
     def _check(self) -> RandomiseConfig:
         from hrl_planner.workload.scenarios import SCENARIOS
 
-        for name in self.scenarios:
+        for name in (*self.scenarios, *self.needs):
             if name not in SCENARIOS:
                 raise ValueError(f"scenarios: unknown {name!r}; one of {', '.join(SCENARIOS)}")
         if not self.scenarios or not self.durations_s or min(self.durations_s) < 60.0:
@@ -81,6 +83,8 @@ class RandomiseConfig(_Model):
             low, high = getattr(self, field)
             if not 0.0 < low <= high < 100.0:
                 raise ValueError(f"{field}: {low} to {high} is no range of factors above 0")
+        if not all(need > 0.0 for need in self.needs.values()):
+            raise ValueError(f"needs: {self.needs} holds factors that are not above 0")
         if not 0.0 <= self.scrape_lag_s[0] <= self.scrape_lag_s[1]:
             raise ValueError(f"scrape_lag_s: {self.scrape_lag_s} is no range")
         return self
@@ -105,8 +109,9 @@ class StageConfig(_Model):
 
     Attributes:
         level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
-        head: what an allocator decides: `residual`, a correction of every pool's quota at once, or
-            `moves`, single replicas one by one within the budget.
+        head: what an allocator decides: `headroom`, how much of each pool's capacity the prior may
+            plan with; `residual`, a correction of every pool's quota at once; or `moves`, single
+            replicas one by one within the budget.
         moves: most moves of a decision.
         stop_odds: log-odds of making no further move at first, against all moves together.
         quotas: who sets quotas while a scaler learns: `random`, a policy, or `learned` for the
@@ -122,13 +127,14 @@ class StageConfig(_Model):
             that does better on training days.
         noise_memory: how much of a step's exploration noise the next one keeps.
         paired: learn from the gain over action 0 on the same day, see `agents.train.paired`.
+        per_day: clusters that share a day and its twin, where learning is paired.
         penalty: weight of GPUs asked for beyond the budget in the reward; 0 leaves all to the
             projection.
         ppo: the algorithm's numbers.
     """
 
     level: Literal["scaler", "allocator", "flat"]
-    head: Literal["residual", "moves"] = "residual"
+    head: Literal["residual", "moves", "headroom"] = "residual"
     moves: int = Field(6, ge=1, le=64)
     stop_odds: float = Field(0.5, gt=0)
     quotas: str = "lp"
@@ -142,6 +148,7 @@ class StageConfig(_Model):
     try_quota: bool = True
     noise_memory: float = Field(0.85, ge=0, lt=1)
     paired: bool = False
+    per_day: int = Field(1, ge=1)
     penalty: float = Field(0.0, ge=0)
     ppo: PpoConfig = PpoConfig()
 
@@ -152,8 +159,12 @@ class StageConfig(_Model):
                 f"ppo.batch: {self.ppo.batch} is more than n_envs x n_steps = "
                 f"{self.n_envs * self.n_steps}"
             )
-        if self.head == "moves" and self.level != "allocator":
-            raise ValueError(f"head: moves is for level allocator, not {self.level}")
+        if self.n_envs % self.per_day or (self.per_day > 1 and not self.paired):
+            raise ValueError(
+                f"per_day: {self.per_day} needs paired: true and must divide n_envs, {self.n_envs}"
+            )
+        if self.head != "residual" and self.level != "allocator":
+            raise ValueError(f"head: {self.head} is for level allocator, not {self.level}")
         return self
 
 

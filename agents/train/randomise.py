@@ -48,10 +48,12 @@ class RandomEpisodes:
         config = self._config
         load = float(np.exp(generator.uniform(*np.log(config.load))))
         budget = load * float(generator.uniform(*config.tightness))
+        scenario = str(generator.choice(config.scenarios))
+        budget *= config.needs.get(scenario, 1.0)
         options = replace(
             options,
             spec=self._spec,
-            scenario=str(generator.choice(config.scenarios)),
+            scenario=scenario,
             duration_s=float(generator.choice(config.durations_s)),
             load=load,
         )

@@ -37,6 +37,7 @@ from agents.train.stage import (
     make_env,
     make_level,
     make_model,
+    make_training,
     measure_features,
     shape_of,
     stage_folder,
@@ -162,10 +163,7 @@ def _train_stage(
         stage, _prior_of(config, run, stage, done), None if below is None else below.network
     )
     future = config.network.sees_future
-    env = make_env(config, level, stage.n_envs, future=future, validation=False)
-    twin = None
-    if stage.paired:
-        twin = make_env(config, level, stage.n_envs, future=False, validation=False)
+    env, twin = make_training(config, stage, level)
     n_days = config.validation.episodes
     validation = make_env(config, level, n_days, future=future, validation=True)
     state = read_state(folder)
@@ -204,10 +202,10 @@ def _train_stage(
     env.close()
     validation.close()
     shrunk = None
-    if stage.level != "scaler" and stage.head == "residual":
-        days = make_env(config, level, config.validation.final, future=future, validation=True)
-        best, shrunk = shrink(days, policy, best)
-        days.close()
+    if stage.level != "scaler" and stage.head != "moves":
+        many = make_env(config, level, config.validation.final, future=future, validation=True)
+        best, shrunk = shrink(many, policy, best)
+        many.close()
     rms = model.get_env().ret_rms  # type: ignore[union-attr]
     reward = (float(rms.mean), float(rms.var), float(rms.count))
     network = Network(pack(best, shape_of(stage, config)), shape_of(stage, config))

@@ -22,11 +22,12 @@ from agents.policies.moves import MovesHead
 from agents.policies.network import Normaliser
 from agents.policies.policy import SetPolicy
 from agents.train.config import StageConfig, TrainConfig
-from agents.train.paired import PairedEnv
+from agents.train.paired import PairedEnv, SharedDays
 from agents.train.randomise import RandomEpisodes
 from envs.cluster import FlatLevel
 from envs.controlled import Level
-from envs.global_allocator import GlobalLevel, MovesLevel
+from envs.episodes import EpisodeSource
+from envs.global_allocator import GlobalLevel, HeadroomLevel, MovesLevel
 from envs.local_scaler.level import AllPoolsLevel
 from envs.vec_env import ClusterVecEnv
 from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS, Layout
@@ -98,7 +99,8 @@ def make_level(stage: StageConfig, prior: str, scaler: Network | None) -> Level:
         return FlatLevel(prior)
     if stage.head == "moves":
         return MovesLevel(prior, scaler, stage.penalty, stage.moves)
-    return GlobalLevel(prior, scaler, stage.penalty)
+    made = HeadroomLevel if stage.head == "headroom" else GlobalLevel
+    return made(prior, scaler, stage.penalty)
 
 
 def shape_of(stage: StageConfig, config: TrainConfig) -> NetShape:
@@ -113,19 +115,59 @@ def shape_of(stage: StageConfig, config: TrainConfig) -> NetShape:
 
 
 def make_env(
-    config: TrainConfig, level: Level, n_envs: int, *, future: bool, validation: bool
+    config: TrainConfig,
+    level: Level,
+    n_envs: int,
+    *,
+    future: bool,
+    validation: bool,
+    source: EpisodeSource | None = None,
+    per_day: int = 1,
 ) -> ClusterVecEnv:
-    """Return the clusters of a stage, for training or for validation days."""
+    """Return the clusters of a stage, for training or for validation days.
+
+    Args:
+        config: the run.
+        level: what is decided.
+        n_envs: how many.
+        future: see `ClusterVecEnv`.
+        validation: they live on validation days.
+        source: of their episodes; absent, one of their own.
+        per_day: see `ClusterVecEnv`.
+    """
     spec = ClusterSpec.load(config.spec)
     return ClusterVecEnv(
         level,
         n_envs,
         Layout.of(spec),
         prior_processes=0 if validation else config.prior_processes,
-        source=RandomEpisodes(spec, config.randomise, validation),
+        source=source or RandomEpisodes(spec, config.randomise, validation),
         future=future,
+        per_day=per_day,
         spec=spec,
     )
+
+
+def make_training(
+    config: TrainConfig, stage: StageConfig, level: Level
+) -> tuple[ClusterVecEnv, ClusterVecEnv | None]:
+    """Return the clusters a stage learns on, and their twins where it learns from the gain."""
+    n_days = stage.n_envs // stage.per_day
+    random = RandomEpisodes(ClusterSpec.load(config.spec), config.randomise, validation=False)
+    days = SharedDays(random, n_days)
+    future = config.network.sees_future
+    env = make_env(
+        config,
+        level,
+        stage.n_envs,
+        future=future,
+        validation=False,
+        source=days,
+        per_day=stage.per_day,
+    )
+    if not stage.paired:
+        return env, None
+    return env, make_env(config, level, n_days, future=False, validation=False, source=days)
 
 
 def update_seed(config: TrainConfig, stage: int, update: int) -> int:

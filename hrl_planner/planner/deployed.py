@@ -27,7 +27,7 @@ def allocator_of(checkpoint: Checkpoint, log: Interventions | None) -> Policy:
     learned = LearnedAllocator(
         checkpoint.allocator,
         make_policy(manifest.prior),
-        flat=manifest.head == "flat",
+        head=manifest.head,
         moves=manifest.moves,
     )
     if log is None:

@@ -1,6 +1,7 @@
 """Trained networks as policies: the allocator corrects a planner's plan, the scaler follows it.
 
     observation -> prior (the fluid LP) -> vector -> network -> residual or moves -> replicas
+                                                             -> headroom -> prior -> replicas
 
 The functions are those the environments train with: encoding, `residual`, `moves`, `scale_pools`,
 budget projection. Neither torch nor gymnasium is imported. These policies trust what they see;
@@ -19,11 +20,18 @@ from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, Layout, write_
 from hrl_planner.errors import PolicyError
 from hrl_planner.features import FeatureScales
 from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner.allocator import residual, unrounded
+from hrl_planner.planner.allocator import capacity_factors, residual, unrounded
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.moves import Room, apply_moves, best_moves
 from hrl_planner.planner.network import Network
-from hrl_planner.planner.policy import FloatArray, Listener, Plan, PlanContext, Policy
+from hrl_planner.planner.policy import (
+    FloatArray,
+    Listener,
+    Plan,
+    PlanContext,
+    Policy,
+    Replanner,
+)
 from hrl_planner.planner.rule import RuleParameters, RulePools
 from hrl_planner.planner.scaler import outputs_of, scale_pools, scaler_input
 
@@ -69,16 +77,27 @@ class LearnedAllocator:
     Args:
         network: its weights.
         prior: makes the plan that actions are relative to.
-        flat: there are no local planners: act every local interval on the latest plan.
-        moves: most moves of a decision; 0 where the network answers residuals.
+        head: what the network answers: `residual`, `moves`, `headroom`, or `flat`: residuals
+            without local planners, every local interval on the latest plan.
+        moves: most moves of a decision, of head `moves`.
+
+    Raises:
+        PolicyError: head `headroom` over a prior that does not plan by capacities.
     """
 
     name = "learned"
 
-    def __init__(self, network: Network, prior: Policy, flat: bool = False, moves: int = 0) -> None:
+    def __init__(
+        self, network: Network, prior: Policy, head: str = "residual", moves: int = 0
+    ) -> None:
         """See the class."""
+        if head == "headroom" and not isinstance(prior, Replanner):
+            raise PolicyError(
+                "policy learned: head headroom needs a prior that plans by capacities, such as lp, "
+                f"not {prior.name}"
+            )
         self.network, self.prior = network, prior
-        self._flat, self._moves = flat, moves
+        self._head, self._moves = head, moves
         self._plan: Plan | None = None
         self._next_plan_s = -np.inf
         self.interval_s = 60.0
@@ -100,7 +119,7 @@ class LearnedAllocator:
         self.prior.reset(context)
         self._reader = _Reader(context)
         intervals = context.spec.intervals
-        self.interval_s = intervals.local_s if self._flat else intervals.global_s
+        self.interval_s = intervals.local_s if self._head == "flat" else intervals.global_s
         self._plan, self._next_plan_s = None, -np.inf
 
     def planned(self, observation: ClusterObservation) -> Plan:
@@ -127,26 +146,35 @@ class LearnedAllocator:
         write_plan(vector, reader.layout, plan, reader.scales)
         return vector
 
-    def desired(self, plan: Plan, vector: Vector) -> FloatArray:
-        """Return the replicas the network asks for."""
-        reader = self.reader
-        n_pools, n_classes = len(reader.spec.pools), len(reader.spec.slo_classes)
-        net, shape = self.network
-        out = outputs_of(net, shape, vector, n_pools, n_classes)
+    def _answer(self, vector: Vector) -> Vector:
+        """Return what the network says, shape (P, outputs)."""
+        spec, (net, shape) = self.reader.spec, self.network
+        out = outputs_of(net, shape, vector, len(spec.pools), len(spec.slo_classes))
         if not np.all(np.isfinite(out)):
             raise PolicyError("policy learned: the network's answer is not finite")
-        if not self._moves:
+        return out
+
+    def _desired(self, plan: Plan, out: Vector) -> FloatArray:
+        """Return the replicas the network asks for."""
+        if self._head != "moves":
             return residual(unrounded(plan), out[:, 0].astype(np.float64))
-        room = Room.of(reader.scales.limits, plan.replicas / reader.scales.max_replicas)
-        return apply_moves(room, best_moves(self.network, out, room, self._moves), n_pools)
+        scales = self.reader.scales
+        room = Room.of(scales.limits, plan.replicas / scales.max_replicas)
+        return apply_moves(room, best_moves(self.network, out, room, self._moves), len(out))
 
     def correct(self, observation: ClusterObservation, plan: Plan, vector: Vector) -> Plan:
         """Return a plan with the network's action applied, within the budget."""
-        desired = self.desired(plan, vector)
+        out = self._answer(vector)
+        corrected = plan
+        if isinstance(self.prior, Replanner) and self._head == "headroom":
+            corrected = self.prior.replan(capacity_factors(out[:, 0].astype(np.float64))) or plan
+            desired = corrected.replicas.astype(np.float64)
+        else:
+            desired = self._desired(plan, out)
         replicas = project(desired, current_targets(observation), self.reader.budget)
         moved = int(np.abs(replicas - plan.replicas).sum())
         reason = f"learned: {moved} replicas off the plan; {plan.reason}"
-        return replace(plan, replicas=replicas, reason=reason)
+        return replace(corrected, replicas=replicas, reason=reason)
 
 
 class LearnedScaler:

@@ -11,6 +11,7 @@ is scaled by the rule, and the LP plans the others around it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,29 @@ _LEAST_WORTH = 0.25  # of the planned demand, where next to nothing arrives now
 _Rates = tuple[FloatArray, FloatArray]  # requests/s per replica and share in time, as `capacity`
 
 
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What one decision is made of; it can be planned for again under other headrooms.
+
+    Attributes:
+        observation: what was seen.
+        current: replicas asked for so far, shape (P,).
+        demand: what is asked of the cluster.
+        rates: of the replicas that serve now.
+        idle: pools that have had nothing to do for long, shape (P,).
+        gpus: that can be had of each type, shape (T,).
+        by_rule: replicas the rule asks for in pools without a profile, in their order.
+    """
+
+    observation: ClusterObservation
+    current: IntArray
+    demand: Demand
+    rates: _Rates
+    idle: NDArray[np.bool_]
+    gpus: FloatArray
+    by_rule: FloatArray
+
+
 class DemandSource(Protocol):
     """Where the planner learns what is asked for."""
 
@@ -48,7 +72,8 @@ class FluidPlanner:
     """Forecast, LP, rounding.
 
     Args:
-        headroom: share of every pool's capacity kept free.
+        headroom: share of the capacity of decode and aggregated pools kept free.
+        headroom_prefill: the same of prefill pools.
         quantile: share of requests a loaded replica must still serve in time.
         trend: share of the recent slope of the rates that is extrapolated.
         hold_s: how long a passed peak still counts.
@@ -68,7 +93,8 @@ class FluidPlanner:
     def __init__(
         self,
         headroom: float = 0.3,
-        quantile: float = 0.7,
+        headroom_prefill: float = 0.15,
+        quantile: float = 0.6,
         trend: float = 1.5,
         hold_s: float = 600.0,
         start_weight: float = 0.03,
@@ -80,11 +106,14 @@ class FluidPlanner:
         idle_s: float = 1800.0,
     ) -> None:
         """See the class."""
-        if not 0.0 <= headroom < 1.0 or not 0.0 < quantile < 1.0:
+        headrooms = (headroom, headroom_prefill)
+        if not all(0.0 <= h < 1.0 for h in headrooms) or not 0.0 < quantile < 1.0:
             raise PolicyError(
-                f"policy lp: headroom {headroom} and quantile {quantile} must lie in 0..1"
+                f"policy lp: headroom {headroom}, headroom_prefill {headroom_prefill} and quantile "
+                f"{quantile} must lie in 0..1"
             )
-        self._headroom, self._quantile, self._round_up = headroom, quantile, round_up
+        self._headroom, self._headroom_prefill = headrooms
+        self._quantile, self._round_up = quantile, round_up
         self._trend, self._hold_s, self._outage_s = trend, hold_s, outage_s
         self._idle_s = idle_s
         self._start_weight, self._stop_weight = start_weight, stop_weight
@@ -101,7 +130,7 @@ class FluidPlanner:
         self._flow = FluidModel(
             spec,
             FlowParameters(
-                headroom_prefill=self._headroom,
+                headroom_prefill=self._headroom_prefill,
                 headroom_decode=self._headroom,
                 headroom_aggregated=self._headroom,
                 price_weight=spec.reward.gpu_price_weight if price is None else price,
@@ -125,6 +154,7 @@ class FluidPlanner:
         # The first windows are half empty: too little to release a replica on.
         self._settle_s = 2.0 * spec.intervals.window_s
         self._mean_plan: FloatArray | None = None
+        self._moment: _Moment | None = None
         n_types = self._arrays.type_budget.size
         self._pending_since_s = np.full(n_types, np.inf)
         self._idle_since_s = np.full(len(spec.pools), np.inf)
@@ -132,14 +162,29 @@ class FluidPlanner:
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Plan for the forecast; hold while nothing is known."""
-        current = _targets(observation)
-        desired, flows, reason = self._desire(observation, current)
-        replicas = project(desired, current, self._arrays, weights=self._weights)
+        self._moment = self._look(observation)
+        if self._moment is None:
+            plan = self._hold(observation, _targets(observation))
+        else:
+            plan = self._plan(self._moment, self._flow.usable)
         share = 0.02
         if self._mean_plan is None:
-            self._mean_plan = replicas.astype(np.float64)
-        self._mean_plan += share * (replicas - self._mean_plan)
-        return Plan(replicas, flows, reason=reason, advice=self._advice)
+            self._mean_plan = plan.replicas.astype(np.float64)
+        self._mean_plan += share * (plan.replicas - self._mean_plan)
+        return plan
+
+    def replan(self, factors: FloatArray) -> Plan | None:
+        """Plan for the moment of the last decision again, with other capacities.
+
+        Args:
+            factors: on the share of each pool's capacity that is planned with, shape (P,).
+
+        Returns:
+            The plan; None where the last decision was to hold, for want of metrics.
+        """
+        if self._moment is None:
+            return None
+        return self._plan(self._moment, self._flow.usable * factors)
 
     def listen(self, observation: ClusterObservation) -> FloatArray | None:
         """Take in the demand, and route it over the replicas that serve now."""
@@ -150,40 +195,59 @@ class FluidPlanner:
         rates = self._capacity(demand.load, np.fmax(ready, 1.0), None)
         return self._route(ready, demand, rates)
 
-    def _desire(
-        self, observation: ClusterObservation, current: IntArray
-    ) -> tuple[FloatArray, FloatArray | None, str]:
-        """Return replicas wished for (not yet within the budget), flows, and why."""
+    def _look(self, observation: ClusterObservation) -> _Moment | None:
+        """Take in an observation; None where nothing is known of the traffic."""
         if not self._ready:
             raise PolicyError(f"policy {self.name}: decide before reset")
         if np.isnan(self._known_s):
             self._known_s = observation.now_s
             self._settled_s = observation.now_s + self._settle_s
-        self._weights = np.ones(current.size)
-        self._advice: Advice | None = None
         demand = self._demand.estimate(observation)
         blackout = np.isnan(observation.pool_field("arrivals_rps")).all()
         if blackout or np.isnan(demand.now).any():
-            return self._hold(observation, current)
+            return None
         self._known_s = observation.now_s
         ready = np.ascontiguousarray(observation.pool_field("ready"))
         rates = self._capacity(demand.load, np.fmax(ready, 1.0), None)
-        best = self._allocate(observation, demand, current, rates)
+        by_rule = np.zeros(0)
+        if self._blind.size:
+            by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
+        return _Moment(
+            observation,
+            _targets(observation),
+            demand,
+            rates,
+            self._idle(observation),
+            self._available(observation),
+            by_rule,
+        )
+
+    def _plan(self, moment: _Moment, usable: FloatArray) -> Plan:
+        """Solve, make whole, and route."""
+        current, demand = moment.current, moment.demand
+        best = self._allocate(moment, usable)
         if best is None:
-            return current.astype(np.float64), None, "lp: no solution, hold"
+            return self._projected(current.astype(np.float64), current, "lp: no solution, hold")
         whole = np.ceil(best.replicas - self._round_up)
         if not self._arrays.fits(whole.astype(np.int64)):
             whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
-        idle = self._idle(observation) & (best.flows.sum(axis=0) <= 0.0)
+        idle = moment.idle & (best.flows.sum(axis=0) <= 0.0)
         whole = np.where(idle, self._minimum, whole)
-        self._weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
+        weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
         wish = np.where(idle, whole, best.replicas + 0.5 - self._round_up)
-        self._advice = Advice(wish, best.marginal, demand.planned)
-        flows = self._route(ready, demand, rates)
+        ready = np.ascontiguousarray(moment.observation.pool_field("ready"))
         reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
         if self._blind.size:
             reason += f"; no profile, by rule: pools {self._blind.tolist()}"
-        return whole, flows, reason
+        return Plan(
+            project(whole, current, self._arrays, weights=weights),
+            self._route(ready, demand, moment.rates),
+            reason=reason,
+            advice=Advice(wish, best.marginal, demand.planned),
+        )
+
+    def _projected(self, desired: FloatArray, current: IntArray, reason: str) -> Plan:
+        return Plan(project(desired, current, self._arrays), reason=reason)
 
     def _idle(self, observation: ClusterObservation) -> NDArray[np.bool_]:
         """Say which pools have had nothing to do for `idle_s`.
@@ -203,35 +267,37 @@ class FluidPlanner:
         horizon_s = startup_horizon_s(context.spec)
         return ObservedDemand(horizon_s, self._hold_s, 120.0, self._trend)
 
-    def _hold(
-        self, observation: ClusterObservation, current: IntArray
-    ) -> tuple[FloatArray, FloatArray | None, str]:
+    def _hold(self, observation: ClusterObservation, current: IntArray) -> Plan:
         """Without metrics: hold, and in a long outage return to the mean plan as a floor."""
         outage_s = observation.now_s - self._known_s
         if outage_s < self._outage_s or self._mean_plan is None:
-            return current.astype(np.float64), None, f"lp: no metrics for {outage_s:.0f} s, hold"
-        return np.ceil(self._mean_plan - 0.5), None, "lp: long outage, mean plan"
+            reason = f"lp: no metrics for {outage_s:.0f} s, hold"
+            return self._projected(current.astype(np.float64), current, reason)
+        return self._projected(
+            np.ceil(self._mean_plan - 0.5), current, "lp: long outage, mean plan"
+        )
 
-    def _allocate(
-        self, observation: ClusterObservation, demand: Demand, current: IntArray, rates: _Rates
-    ) -> Allocation | None:
+    def _allocate(self, moment: _Moment, usable: FloatArray) -> Allocation | None:
         """Solve twice: the first flows say which classes meet in a pool.
 
         What serves now is needed until its replacement does: replicas that carry the present
-        demand stay, and only GPUs beyond them move. `rates` are those of what serves now.
+        demand stay, and only GPUs beyond them move.
         """
+        observation, demand, current = moment.observation, moment.demand, moment.current
         # Replicas that share a queue carry more each, which the LP cannot see coming: the first
         # solve assumes a few everywhere, the second what the first came to.
         held = current.astype(np.float64)
         servers = np.minimum(np.maximum(held, _FEW), self._maximum)
         low, high = self._minimum.copy(), self._maximum.copy()
-        if self._blind.size:
-            by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
-            low[self._blind] = high[self._blind] = by_rule
-        budget = self._available(observation)
+        low[self._blind] = high[self._blind] = moment.by_rule
         ready = _or_zero(observation.pool_field("ready"))
         needed = self._flow.solve(
-            demand.now, *rates, ready, low=np.minimum(low, ready), high=np.minimum(high, ready)
+            demand.now,
+            *moment.rates,
+            ready,
+            low=np.minimum(low, ready),
+            high=np.minimum(high, ready),
+            usable=usable,
         )
         if needed is not None:
             kept = np.minimum(np.ceil(needed.replicas - self._round_up), current)
@@ -251,8 +317,9 @@ class FluidPlanner:
                 held,
                 low=low,
                 high=high,
-                type_budget=budget,
+                type_budget=moment.gpus,
                 offered=offered,
+                usable=usable,
             )
             if best is None:
                 return None

@@ -95,6 +95,18 @@ class Listener(Protocol):
 
 
 @runtime_checkable
+class Replanner(Protocol):
+    """A policy that can plan for the moment of its last decision again."""
+
+    def replan(self, factors: FloatArray) -> Plan | None:
+        """Return the plan under other capacities; None where it would not change.
+
+        Args:
+            factors: on the share of each pool's capacity that is planned with, shape (P,).
+        """
+
+
+@runtime_checkable
 class Policy(Protocol):
     """Decides how many replicas every pool should have."""
 

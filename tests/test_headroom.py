@@ -1,0 +1,156 @@
+"""An allocator that says how much capacity the LP may count on, trained and deployed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.base import PlannerEnv
+from envs.controlled import Level
+from envs.global_allocator import GlobalLevel, HeadroomLevel
+from envs.vec_env import ClusterVecEnv
+from hrl_planner.errors import PolicyError
+from hrl_planner.planner import checkpoint as checkpoints
+from hrl_planner.planner.allocator import capacity_factors
+from hrl_planner.planner.learned import LearnedAllocator
+from hrl_planner.planner.lp import FluidPlanner
+from hrl_planner.planner.policy import Plan, PlanContext
+from hrl_planner.planner.registry import make_policy
+from hrl_planner.planner.scaler import outputs_of
+from hrl_planner.workload.trace import Trace
+from tests import networks
+from tests.networks import ALLOCATOR, network, zeros
+from tests.test_envs import requests
+from tests.test_learned import SPEC, assert_same, drive
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return requests(rate=6.0, duration_s=600.0, busy_s=500.0)
+
+
+def write_checkpoint(folder: Path, tensors: checkpoints.Tensors) -> Path:
+    manifest = networks.manifest(scaler=False).model_copy(update={"head": "headroom"})
+    checkpoints.save(folder, manifest, tensors, None, "a card")
+    return folder
+
+
+def finished(env: PlannerEnv, act: float) -> PlannerEnv:
+    env.reset(seed=3)
+    action, ended = np.full(env.layout.max_pools, act, np.float32), False
+    while not ended:
+        *_, ended, _ = env.step(action)
+    return env
+
+
+def test_an_untrained_checkpoint_is_the_lp_over_the_rule(tmp_path: Path, trace: Trace) -> None:
+    path = write_checkpoint(tmp_path / "zero", zeros(ALLOCATOR))
+    learned = drive(make_policy(f"learned:path={path}"), trace, 3)
+    assert_same(learned, drive(make_policy("lp+rule"), trace, 3))
+
+
+def test_a_trained_allocator_decides_in_the_environment_as_deployed(
+    tmp_path: Path, trace: Trace
+) -> None:
+    tensors = networks.tensors(ALLOCATOR, 1)
+    path = write_checkpoint(tmp_path / "random", tensors)
+    env = PlannerEnv(HeadroomLevel(), spec=SPEC, trace=trace)
+    observation, _ = env.reset(seed=3)
+    net, shape = network(ALLOCATOR, 1)
+    ended, off = False, 0
+    while not ended:
+        assert env.run.plan is not None
+        planned = env.run.plan.replicas.copy()
+        action = outputs_of(net, shape, observation, len(SPEC.pools), len(SPEC.slo_classes))[:, 0]
+        observation, _, _, ended, _ = env.step(action)
+        off += int(np.abs(env.run.control.quota - planned).sum())
+    assert off > 0
+    policy = make_policy(f"learned:path={path},shield=false")
+    assert_same(env.run.simulation.result(), drive(policy, trace, env.run.episode.seed))
+
+
+def test_counting_on_less_capacity_holds_more_gpus(trace: Trace) -> None:
+    held = []
+    for action in (-1.0, 0.0, 1.0):
+        env = finished(PlannerEnv(HeadroomLevel(), spec=SPEC, trace=trace), action)
+        held.append(env.run.simulation.result().gpu_seconds.sum())
+    assert held[0] > held[1] > held[2]
+
+
+def test_the_environment_is_sound_and_no_agent_leaves_the_budget(trace: Trace) -> None:
+    env = PlannerEnv(HeadroomLevel(), spec=SPEC, trace=trace)
+    check_env(env, skip_render_check=True)
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    ended = False
+    while not ended:
+        *_, ended, _ = env.step(env.action_space.sample())
+        assert env.run.budget.fits(env.run.control.quota.astype(np.int64))
+
+
+def test_processes_that_plan_again_plan_the_same(trace: Trace) -> None:
+    ends = []
+    for processes in (0, 1):
+        env = ClusterVecEnv(
+            HeadroomLevel(), 2, prior_processes=processes, spec=SPEC, trace=trace, seed=5
+        )
+        env.reset()
+        rewards = [env.step(np.full((2, len(SPEC.pools)), act))[1] for act in (0.5, -0.5, 0.0)]
+        ends.append(np.stack(rewards))
+    np.testing.assert_array_equal(*ends)
+
+
+@pytest.mark.parametrize("level", [HeadroomLevel("static"), HeadroomLevel("hpa")])
+def test_a_prior_that_does_not_plan_by_capacities_is_refused(level: Level, trace: Trace) -> None:
+    env = PlannerEnv(level, spec=SPEC, trace=trace)
+    env.reset(seed=1)
+    with pytest.raises(PolicyError, match="does not plan by capacities"):
+        env.step(np.ones(len(SPEC.pools), np.float32))
+    with pytest.raises(PolicyError, match="head headroom needs a prior"):
+        LearnedAllocator(network(ALLOCATOR, 1), make_policy(level.prior or ""), head="headroom")
+
+
+def test_planning_again_leaves_no_trace_in_the_planner(trace: Trace) -> None:
+    """What is asked in between changes nothing about later plans."""
+
+    class Asked(FluidPlanner):
+        def decide(self, observation):  # type: ignore[no-untyped-def]
+            plan = super().decide(observation)
+            self.replan(np.full(len(SPEC.pools), 0.5))
+            again = self.replan(np.ones(len(SPEC.pools)))
+            if again is not None:  # it holds at first, for want of metrics
+                seen.append(again)
+                np.testing.assert_array_equal(again.replicas, plan.replicas)
+            return plan
+
+    seen: list[Plan] = []
+
+    assert_same(drive(Asked(), trace, 3), drive(make_policy("lp"), trace, 3))
+    assert seen
+
+
+def test_a_planner_that_holds_has_nothing_to_plan_again() -> None:
+    planner = FluidPlanner()
+    planner.reset(PlanContext(SPEC))
+    assert planner.replan(np.ones(len(SPEC.pools))) is None
+
+
+@given(st.lists(st.floats(-10.0, 10.0), min_size=1, max_size=8))
+@settings(deadline=None)
+def test_factors_halve_at_least_and_double_at_most(actions: list[float]) -> None:
+    factors = capacity_factors(np.array(actions))
+    assert np.all((factors >= 0.5) & (factors <= 2.0))
+    assert np.all((factors > 1.0) == (np.array(actions) > 0.0)) or np.any(np.abs(actions) < 1e-15)
+
+
+def test_levels_of_residuals_and_headrooms_agree_on_doing_nothing(trace: Trace) -> None:
+    ends = [
+        finished(PlannerEnv(level, spec=SPEC, trace=trace), 0.0).run.simulation.result()
+        for level in (GlobalLevel(), HeadroomLevel())
+    ]
+    assert_same(*ends)
