@@ -58,7 +58,8 @@ class FlowParameters:
         price_weight: weight of GPU price against value; holding the whole budget costs this.
         start_weight: cost of starting a replica on every GPU once: they hold their GPUs for the
             whole start-up time without serving, so moving GPUs between pools must be worth that.
-        stop_weight: cost of stopping them all.
+        stop_weight: cost of stopping all prefill and aggregated replicas.
+        stop_weight_decode: the same for decode replicas.
     """
 
     headroom_prefill: float = 0.1
@@ -67,6 +68,7 @@ class FlowParameters:
     price_weight: float = 0.1
     start_weight: float = 0.3
     stop_weight: float = 0.02
+    stop_weight_decode: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,8 @@ class FluidModel:
             sum_limits=limits[bounded],
         )
         self.usable: FloatArray = 1.0 - headroom[role]
-        self.stop: FloatArray = p.stop_weight * share
+        stop_weight = np.where(role == DECODE, p.stop_weight_decode, p.stop_weight)
+        self.stop: FloatArray = stop_weight * share
         self._minimum = arrays.minimum.astype(np.float64)
         self._maximum = arrays.maximum.astype(np.float64)
         self._type_budget = arrays.type_budget.astype(np.float64)

@@ -36,7 +36,7 @@ NO_CHANGE = Terms(np.ones(N_POOLS), np.ones(N_POOLS))
 
 @pytest.fixture(scope="module")
 def trace() -> Trace:
-    return requests(rate=6.0, duration_s=600.0, busy_s=500.0)
+    return requests(rate=25.0, duration_s=600.0, busy_s=500.0)
 
 
 def write_checkpoint(folder: Path, tensors: checkpoints.Tensors) -> Path:

@@ -78,7 +78,9 @@ class FluidPlanner:
         trend: share of the recent slope of the rates that is extrapolated.
         hold_s: how long a passed peak still counts.
         start_weight: cost of starting a replica on every GPU, against the value of all requests.
-        stop_weight: the same for stopping.
+        stop_weight: the same for stopping prefill and aggregated replicas.
+        stop_weight_decode: the same for decode replicas, which take with them what they generate
+            and cache.
         price_weight: cost of holding the whole budget; absent, the reward's.
         round_up: fractions of a replica above this become a whole one.
         interval_s: time between decisions; absent, the local interval.
@@ -99,6 +101,7 @@ class FluidPlanner:
         hold_s: float = 600.0,
         start_weight: float = 0.03,
         stop_weight: float = 0.08,
+        stop_weight_decode: float = 0.24,
         price_weight: float | None = None,
         round_up: float = 0.02,
         interval_s: float | None = None,
@@ -116,7 +119,8 @@ class FluidPlanner:
         self._quantile, self._round_up = quantile, round_up
         self._trend, self._hold_s, self._outage_s = trend, hold_s, outage_s
         self._idle_s = idle_s
-        self._start_weight, self._stop_weight = start_weight, stop_weight
+        self._start_weight = start_weight
+        self._stop_weight, self._stop_weight_decode = stop_weight, stop_weight_decode
         self._price_weight = price_weight
         self._interval_s = interval_s
         self.interval_s = 10.0 if interval_s is None else interval_s
@@ -136,6 +140,7 @@ class FluidPlanner:
                 price_weight=spec.reward.gpu_price_weight if price is None else price,
                 start_weight=self._start_weight,
                 stop_weight=self._stop_weight,
+                stop_weight_decode=self._stop_weight_decode,
             ),
         )
         self._model = CapacityModel.from_spec(spec)
