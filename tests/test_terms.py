@@ -81,15 +81,19 @@ def test_a_trained_allocator_decides_in_the_environment_as_deployed(
     assert_same(env.run.simulation.result(), drive(policy, trace, env.run.episode.seed))
 
 
-def test_counting_on_less_capacity_holds_more_gpus_and_dear_stops_release_fewer(
-    trace: Trace,
-) -> None:
-    def held(*action: float) -> float:
-        env = finished(PlannerEnv(TermsLevel(), spec=SPEC, trace=trace), *action)
-        return float(env.run.simulation.result().gpu_seconds.sum())
+def test_less_capacity_means_more_quota_and_dear_stops_keep_it(trace: Trace) -> None:
+    def quota(trace: Trace, *action: float) -> float:
+        env = PlannerEnv(TermsLevel("lp:hold_s=60"), spec=SPEC, trace=trace)
+        env.reset(seed=3)
+        total, ended = 0.0, False
+        while not ended:
+            *_, ended, _ = env.step(np.full((N_POOLS, N_TERMS), action, np.float32))
+            total += env.run.control.quota.sum()
+        return total
 
-    assert held(-1.0, 0.0) > held(0.0, 0.0) > held(1.0, 0.0)
-    assert held(0.0, 1.0) > held(0.0, 0.0) > held(0.0, -1.0)
+    assert quota(trace, -1.0, 0.0) > quota(trace, 0.0, 0.0) > quota(trace, 1.0, 0.0)
+    falls = requests(rate=40.0, busy_s=300.0, duration_s=900.0)
+    assert quota(falls, 0.0, 1.0) > quota(falls, 0.0, -1.0)
 
 
 def test_the_environment_is_sound_and_no_agent_leaves_the_budget(trace: Trace) -> None:

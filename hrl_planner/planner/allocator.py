@@ -2,8 +2,8 @@
 
 Of its plan (`residual`), or of the terms it plans on (`terms_of`): how much of each pool's capacity
 the LP may count on, and what it costs to let a replica go. Queues, batching and caches are coarse
-in the LP's capacities, and a price on moves is a poor picture of what minutes without a replica cost:
-where the terms are wrong a whole plan is, and it is corrected better there than pool by pool.
+in the LP's capacities, and a price on moves is a poor picture of what minutes without a replica
+cost: where the terms are wrong a whole plan is, and it is corrected better there than pool by pool.
 Reinforcement learning of an optimiser's parameters instead of its answers: Gros and Zanon,
 "Data-driven economic NMPC using reinforcement learning", IEEE TAC 65(2), 2020.
 """
