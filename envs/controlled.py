@@ -30,7 +30,7 @@ from hrl_planner.features import FeatureScales
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.network import Network
-from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext
+from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext, Terms
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.spec import ClusterSpec
 
@@ -63,11 +63,11 @@ class Level(Protocol):
 
 
 @runtime_checkable
-class CapacityLevel(Protocol):
-    """A level whose actions change what the prior plans with, not what it has planned."""
+class TermsGiver(Protocol):
+    """A level whose actions change the terms the prior plans on, not what it has planned."""
 
-    def capacity_factors(self, action: Any) -> FloatArray | None:
-        """Return factors on the capacities of all pools, padding included; None for no change."""
+    def terms(self, run: Run, action: Any) -> Terms | None:
+        """Return the terms of an episode's pools; None to leave them as they are."""
 
 
 class Run:
@@ -272,13 +272,13 @@ class Episodes:
         return observations, np.stack([run.control.terms for run in runs])
 
     def _correct(self, actions: Sequence[Any] | NDArray[Any]) -> None:
-        """Let the priors plan again where an action changes the capacities they count on."""
-        if self._priors is None or not isinstance(self.level, CapacityLevel):
+        """Let the priors plan again where an action changes the terms."""
+        if self._priors is None or not isinstance(self.level, TermsGiver):
             return
         asked = {
-            place: factors[: len(self.run(place).episode.spec.pools)]
+            place: terms
             for place, action in enumerate(actions)
-            if (factors := self.level.capacity_factors(action)) is not None
+            if (terms := self.level.terms(self.run(place), action)) is not None
         }
         for place, plan in self._priors.replan(asked).items():
             if plan is not None:

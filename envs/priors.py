@@ -23,6 +23,7 @@ from hrl_planner.planner.policy import (
     PlanContext,
     Policy,
     Replanner,
+    Terms,
 )
 from hrl_planner.planner.registry import make_policy
 
@@ -49,14 +50,14 @@ class Priors:
         """Return the plans for what is seen at some places."""
         return {place: self._policies[place].decide(seen) for place, seen in observations.items()}
 
-    def replan(self, factors: Mapping[int, FloatArray]) -> dict[int, Plan | None]:
-        """Let the planners of some places plan again under other capacities, see `Replanner`."""
+    def replan(self, terms: Mapping[int, Terms]) -> dict[int, Plan | None]:
+        """Let the planners of some places plan again on other terms, see `Replanner`."""
         plans: dict[int, Plan | None] = {}
-        for place, factor in factors.items():
+        for place, others in terms.items():
             policy = self._policies[place]
             if not isinstance(policy, Replanner):
-                raise PolicyError(f"policy {self._text}: does not plan by capacities")
-            plans[place] = policy.replan(factor)
+                raise PolicyError(f"policy {self._text}: cannot plan again on other terms")
+            plans[place] = policy.replan(others)
         return plans
 
     def listen(
@@ -106,9 +107,9 @@ class ProcessPriors:
         weights: dict[int, FloatArray | None] = self._ask("listen", observations)
         return weights
 
-    def replan(self, factors: Mapping[int, FloatArray]) -> dict[int, Plan | None]:
-        """Let the planners of some places plan again under other capacities, see `Replanner`."""
-        plans: dict[int, Plan | None] = self._ask("replan", factors)
+    def replan(self, terms: Mapping[int, Terms]) -> dict[int, Plan | None]:
+        """Let the planners of some places plan again on other terms, see `Replanner`."""
+        plans: dict[int, Plan | None] = self._ask("replan", terms)
         return plans
 
     def _ask(self, what: str, words: Mapping[int, Any]) -> dict[int, Any]:

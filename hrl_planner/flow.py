@@ -58,7 +58,8 @@ class FlowParameters:
         price_weight: weight of GPU price against value; holding the whole budget costs this.
         start_weight: cost of starting a replica on every GPU once: they hold their GPUs for the
             whole start-up time without serving, so moving GPUs between pools must be worth that.
-        stop_weight: cost of stopping them all.
+        stop_weight: cost of stopping all prefill and aggregated replicas.
+        stop_weight_decode: the same for decode replicas.
     """
 
     headroom_prefill: float = 0.1
@@ -67,6 +68,7 @@ class FlowParameters:
     price_weight: float = 0.1
     start_weight: float = 0.3
     stop_weight: float = 0.02
+    stop_weight_decode: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,6 @@ class _Fixed(NamedTuple):
         value: of a request in time, shape (C,).
         price: weighted cost of holding a replica, shape (P,).
         start: weighted cost of starting one, shape (P,).
-        stop: weighted cost of stopping one, shape (P,).
         type_index: GPU type of each pool, shape (P,).
         gpus: GPUs per replica, shape (P,).
         sums: what a replica takes of the limits on all pools together, shape (S, P).
@@ -105,7 +106,6 @@ class _Fixed(NamedTuple):
     value: FloatArray
     price: FloatArray
     start: FloatArray
-    stop: FloatArray
     type_index: IntArray
     gpus: FloatArray
     sums: FloatArray
@@ -117,6 +117,7 @@ class FluidModel:
 
     Attributes:
         usable: share of each pool's capacity that the headroom leaves to plan with, shape (P,).
+        stop: weighted cost of stopping a replica of each pool, shape (P,).
     """
 
     def __init__(self, spec: ClusterSpec, parameters: FlowParameters | None = None) -> None:
@@ -138,13 +139,14 @@ class FluidModel:
             value=np.array([c.value for c in spec.slo_classes], np.float64),
             price=p.price_weight * per_gpu_hour * arrays.gpus / whole,
             start=p.start_weight * share,
-            stop=p.stop_weight * share,
             type_index=arrays.type_index,
             gpus=gpus,
             sums=np.stack([gpus, arrays.watts_per_replica])[bounded],
             sum_limits=limits[bounded],
         )
         self.usable: FloatArray = 1.0 - headroom[role]
+        stop_weight = np.where(role == DECODE, p.stop_weight_decode, p.stop_weight)
+        self.stop: FloatArray = stop_weight * share
         self._minimum = arrays.minimum.astype(np.float64)
         self._maximum = arrays.maximum.astype(np.float64)
         self._type_budget = arrays.type_budget.astype(np.float64)
@@ -161,6 +163,7 @@ class FluidModel:
         type_budget: FloatArray | None = None,
         offered: FloatArray | None = None,
         usable: FloatArray | None = None,
+        stop: FloatArray | None = None,
     ) -> Allocation | None:
         """Return the best allocation, None if the bounds leave none.
 
@@ -176,6 +179,7 @@ class FluidModel:
                 Piled-up work raises the demand, and must not make a request worth less.
             usable: share of each pool's capacity to plan with, shape (P,); None for what the
                 headroom leaves.
+            stop: cost of stopping a replica of each pool, shape (P,); None for the weight's.
         """
         found, replicas, flows, served, marginal = _allocate(
             self._fixed,
@@ -188,6 +192,7 @@ class FluidModel:
             self._maximum if high is None else _contiguous(high),
             self._type_budget if type_budget is None else _contiguous(type_budget),
             self.usable if usable is None else _contiguous(usable),
+            self.stop if stop is None else _contiguous(stop),
         )
         return Allocation(replicas, flows, served, marginal) if found else None
 
@@ -208,6 +213,7 @@ def _allocate(
     high: FloatArray,
     type_budget: FloatArray,
     usable: FloatArray,
+    stop: FloatArray,
 ) -> tuple[bool, FloatArray, FloatArray, FloatArray, FloatArray]:
     """Return whether there is a solution; replicas, flows, flows served, marginal values."""
     C, P = cap.shape
@@ -219,9 +225,11 @@ def _allocate(
     for i in range(P):
         table[i, -1] = usable[i] * low[i]
     feasible = _limits(fixed, low, type_budget, table[first:last, -1])
-    if not (feasible and _are_numbers(demand, offered, cap, share, current, high - low, usable)):
+    if not (
+        feasible and _are_numbers(demand, offered, cap, share, current, high - low, usable, stop)
+    ):
         return False, replicas, flows, served, marginal
-    _fill(fixed, demand, offered, cap, share, usable, pool_of, class_of, table)
+    _fill(fixed, demand, offered, cap, share, usable, stop, pool_of, class_of, table)
     upper = np.full(last + pool_of.size, np.inf)
     upper[P : P + C] = 0.0
     upper[last:] = width
@@ -254,6 +262,7 @@ def _are_numbers(
     current: FloatArray,
     room: FloatArray,
     usable: FloatArray,
+    stop: FloatArray,
 ) -> bool:
     """Say whether every number is one, none negative; what is not a number fails all of these."""
     return bool(
@@ -264,6 +273,7 @@ def _are_numbers(
         and np.all(current >= 0.0)
         and np.all(room >= 0.0)
         and np.all(usable >= 0.0)
+        and np.all(stop >= 0.0)
     )
 
 
@@ -321,6 +331,7 @@ def _fill(
     cap: FloatArray,
     share: FloatArray,
     usable: FloatArray,
+    stop: FloatArray,
     pool_of: IntArray,
     class_of: IntArray,
     table: FloatArray,
@@ -345,7 +356,7 @@ def _fill(
             table[first + fixed.type_index[i], k] = fixed.gpus[i]
             for s in range(fixed.sum_limits.size):
                 table[sums + s, k] = fixed.sums[s, i]
-            table[-1, k] = (fixed.stop[i] if c == _KEPT else -fixed.start[i]) - fixed.price[i]
+            table[-1, k] = (stop[i] if c == _KEPT else -fixed.start[i]) - fixed.price[i]
             continue
         rate = cap[c, i] / fastest[c]
         gain = fixed.value[c] * cap[c, i] / worth

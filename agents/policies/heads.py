@@ -44,18 +44,20 @@ def gumbel(like: Tensor) -> Tensor:
 
 
 class ResidualHead(Head):
-    """A normal distribution around the residual of every pool, one deviation for all.
+    """A normal distribution around the correction of every pool, one deviation for all.
 
     Args:
+        outputs: numbers per pool; actions are (B, P) where it is one, else (B, P, outputs).
         std: deviation at first; a residual of 0.5 is what moves a small pool by one replica.
         memory: correlation of the noise from one step to the next. Replicas take minutes to start:
             noise that changes sign every minute never gets to see one serve. Probabilities are
             those of a single step, as in gSDE (Raffin et al., arXiv 2005.05719).
     """
 
-    def __init__(self, std: float, memory: float) -> None:
+    def __init__(self, outputs: int, std: float, memory: float) -> None:
         """See the class."""
         super().__init__()
+        self._outputs = outputs
         self.log_std = nn.Parameter(torch.tensor(math.log(std)))
         self._memory = memory
         self._noise: Tensor | None = None
@@ -65,23 +67,27 @@ class ResidualHead(Head):
         self._noise = None
 
     def act(self, out: Tensor, parts: Parts, deterministic: bool) -> Tensor:
-        """Return residuals; clipping to [-1, 1] is the environment's."""
-        mean = out[..., 0] * parts.mask
+        """Return corrections; clipping to [-1, 1] is the environment's."""
+        mean = out * parts.mask.unsqueeze(-1)
         if deterministic:
-            return mean
+            return self._shaped(mean)
         fresh = torch.randn_like(mean)
         kept = self._noise
         if kept is not None and kept.shape == fresh.shape:
             fresh = self._memory * kept + math.sqrt(1.0 - self._memory**2) * fresh
         self._noise = fresh
-        return mean + fresh * self.log_std.exp() * parts.mask
+        return self._shaped(mean + fresh * self.log_std.exp() * parts.mask.unsqueeze(-1))
+
+    def _shaped(self, actions: Tensor) -> Tensor:
+        return actions.squeeze(-1) if self._outputs == 1 else actions
 
     def judge(self, out: Tensor, parts: Parts, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy."""
-        z = (actions - out[..., 0]) / self.log_std.exp()
+        z = (actions.reshape(out.shape) - out) / self.log_std.exp()
         log_probability = -0.5 * z * z - self.log_std - 0.5 * math.log(2.0 * math.pi)
         entropy = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
-        return (log_probability * parts.mask).sum(-1), (entropy * parts.mask).sum(-1)
+        there = parts.mask.unsqueeze(-1).expand(out.shape)
+        return (log_probability * there).sum((-1, -2)), (entropy * there).sum((-1, -2))
 
 
 class ScalerHead(Head):

@@ -109,9 +109,9 @@ class StageConfig(_Model):
 
     Attributes:
         level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
-        head: what an allocator decides: `headroom`, how much of each pool's capacity the prior may
-            plan with; `residual`, a correction of every pool's quota at once; or `moves`, single
-            replicas one by one within the budget.
+        head: what an allocator decides: `terms`, how much of each pool's capacity the prior may
+            plan with and how dear it is to stop a replica; `residual`, a correction of every
+            pool's quota at once; or `moves`, single replicas one by one within the budget.
         moves: most moves of a decision.
         stop_odds: log-odds of making no further move at first, against all moves together.
         quotas: who sets quotas while a scaler learns: `random`, a policy, or `learned` for the
@@ -134,7 +134,7 @@ class StageConfig(_Model):
     """
 
     level: Literal["scaler", "allocator", "flat"]
-    head: Literal["residual", "moves", "headroom"] = "residual"
+    head: Literal["residual", "moves", "terms"] = "residual"
     moves: int = Field(6, ge=1, le=64)
     stop_odds: float = Field(0.5, gt=0)
     quotas: str = "lp"

@@ -27,11 +27,12 @@ from agents.train.randomise import RandomEpisodes
 from envs.cluster import FlatLevel
 from envs.controlled import Level
 from envs.episodes import EpisodeSource
-from envs.global_allocator import GlobalLevel, HeadroomLevel, MovesLevel
+from envs.global_allocator import GlobalLevel, MovesLevel, TermsLevel
 from envs.local_scaler.level import AllPoolsLevel
 from envs.vec_env import ClusterVecEnv
 from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS, Layout
 from hrl_planner.features import CLASS_FEATURES
+from hrl_planner.planner.allocator import N_TERMS
 from hrl_planner.planner.network import NetShape, Network
 from hrl_planner.planner.scaler import CHANGES
 from hrl_planner.spec import ClusterSpec
@@ -99,7 +100,7 @@ def make_level(stage: StageConfig, prior: str, scaler: Network | None) -> Level:
         return FlatLevel(prior)
     if stage.head == "moves":
         return MovesLevel(prior, scaler, stage.penalty, stage.moves)
-    made = HeadroomLevel if stage.head == "headroom" else GlobalLevel
+    made = TermsLevel if stage.head == "terms" else GlobalLevel
     return made(prior, scaler, stage.penalty)
 
 
@@ -111,6 +112,8 @@ def shape_of(stage: StageConfig, config: TrainConfig) -> NetShape:
     shape = NetShape(net.class_hidden, net.hidden, int(net.attention), pooled=1, outputs=1)
     if stage.head == "moves":
         return shape._replace(outputs=max(net.hidden // 2, 1), scorer=1)
+    if stage.head == "terms":
+        return shape._replace(outputs=N_TERMS)
     return shape
 
 
@@ -245,7 +248,7 @@ def _head(stage: StageConfig, shape: NetShape) -> Head:
         return ScalerHead(stage.noise_memory)
     if stage.head == "moves":
         return MovesHead(shape.outputs, stage.moves, stage.stop_odds, stage.noise_memory)
-    return ResidualHead(stage.std, stage.noise_memory)
+    return ResidualHead(shape.outputs, stage.std, stage.noise_memory)
 
 
 def stage_folder(run: Path, index: int, stage: StageConfig) -> Path:

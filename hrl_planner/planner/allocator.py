@@ -1,9 +1,10 @@
-"""From an allocator's actions to replicas: a residual on the plan of one without learning.
+"""From an allocator's actions to replicas: corrections of a planner without learning.
 
-On what the plan says (`residual`), or on what it is made of (`capacity_factors`): how much of each
-pool's capacity the LP may count on. Queues, batching and shedding are coarse in the capacities;
-where they are wrong a whole plan is, and it is corrected better where the mistake is than pool by
-pool. Reinforcement learning of an optimiser's parameters instead of its answers: Gros and Zanon,
+Of its plan (`residual`), or of the terms it plans on (`terms_of`): how much of each pool's capacity
+the LP may count on, and what it costs to let a replica go. Queues, batching and caches are coarse
+in the LP's capacities, and a price on moves is a poor picture of what minutes without a replica
+cost: where the terms are wrong a whole plan is, and it is corrected better there than pool by pool.
+Reinforcement learning of an optimiser's parameters instead of its answers: Gros and Zanon,
 "Data-driven economic NMPC using reinforcement learning", IEEE TAC 65(2), 2020.
 """
 
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hrl_planner.planner.policy import FloatArray, Plan
+from hrl_planner.planner.policy import FloatArray, Plan, Terms
 
+N_TERMS = 2
+"""Numbers per pool that `terms_of` reads."""
 _WITHIN = 0.49  # of half a replica: what rounds to the plan
 
 
@@ -35,6 +38,11 @@ def residual(planned: FloatArray, action: FloatArray) -> FloatArray:
     return np.maximum(wanted, 0.0)
 
 
-def capacity_factors(action: FloatArray) -> FloatArray:
-    """Return the factors on each pool's planned capacity an action asks for: 2 to the action."""
-    return np.exp2(np.clip(action, -1.0, 1.0))
+def terms_of(action: FloatArray) -> Terms:
+    """Return the terms an action asks for: capacities times 2^a, costs of stopping times 10^b.
+
+    Args:
+        action: a and b of every pool, each kept within -1 and 1, shape (P, 2).
+    """
+    bounded = np.clip(action, -1.0, 1.0)
+    return Terms(np.exp2(bounded[:, 0]), 10.0 ** bounded[:, 1])

@@ -106,7 +106,7 @@ class Manifest(_Model):
 
     format_version: int
     name: str
-    head: Literal["residual", "moves", "headroom", "flat"]
+    head: Literal["residual", "moves", "terms", "flat"]
     moves: int = Field(0, ge=0, le=64, description="most moves of a decision, of head moves")
     prior: str = Field(description="policy the allocator corrects, as the registry spells it")
     allocator: NetworkInfo

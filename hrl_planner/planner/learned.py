@@ -1,7 +1,7 @@
 """Trained networks as policies: the allocator corrects a planner's plan, the scaler follows it.
 
     observation -> prior (the fluid LP) -> vector -> network -> residual or moves -> replicas
-                                                             -> headroom -> prior -> replicas
+                                                             -> terms -> prior -> replicas
 
 The functions are those the environments train with: encoding, `residual`, `moves`, `scale_pools`,
 budget projection. Neither torch nor gymnasium is imported. These policies trust what they see;
@@ -20,7 +20,7 @@ from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, Layout, write_
 from hrl_planner.errors import PolicyError
 from hrl_planner.features import FeatureScales
 from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner.allocator import capacity_factors, residual, unrounded
+from hrl_planner.planner.allocator import residual, terms_of, unrounded
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.moves import Room, apply_moves, best_moves
 from hrl_planner.planner.network import Network
@@ -77,12 +77,12 @@ class LearnedAllocator:
     Args:
         network: its weights.
         prior: makes the plan that actions are relative to.
-        head: what the network answers: `residual`, `moves`, `headroom`, or `flat`: residuals
+        head: what the network answers: `residual`, `moves`, `terms`, or `flat`: residuals
             without local planners, every local interval on the latest plan.
         moves: most moves of a decision, of head `moves`.
 
     Raises:
-        PolicyError: head `headroom` over a prior that does not plan by capacities.
+        PolicyError: head `terms` over a prior that cannot plan again.
     """
 
     name = "learned"
@@ -91,10 +91,10 @@ class LearnedAllocator:
         self, network: Network, prior: Policy, head: str = "residual", moves: int = 0
     ) -> None:
         """See the class."""
-        if head == "headroom" and not isinstance(prior, Replanner):
+        if head == "terms" and not isinstance(prior, Replanner):
             raise PolicyError(
-                "policy learned: head headroom needs a prior that plans by capacities, such as lp, "
-                f"not {prior.name}"
+                "policy learned: head terms needs a prior that can plan again, such as lp, not "
+                f"{prior.name}"
             )
         self.network, self.prior = network, prior
         self._head, self._moves = head, moves
@@ -166,8 +166,8 @@ class LearnedAllocator:
         """Return a plan with the network's action applied, within the budget."""
         out = self._answer(vector)
         corrected = plan
-        if isinstance(self.prior, Replanner) and self._head == "headroom":
-            corrected = self.prior.replan(capacity_factors(out[:, 0].astype(np.float64))) or plan
+        if isinstance(self.prior, Replanner) and self._head == "terms":
+            corrected = self.prior.replan(terms_of(out.astype(np.float64))) or plan
             desired = corrected.replicas.astype(np.float64)
         else:
             desired = self._desired(plan, out)

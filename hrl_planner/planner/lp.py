@@ -23,7 +23,7 @@ from hrl_planner.errors import PolicyError
 from hrl_planner.flow import Allocation, FlowParameters, FluidModel
 from hrl_planner.observation import POOL_FIELDS, ClusterObservation
 from hrl_planner.planner.demand import Demand, ObservedDemand, TraceDemand, startup_horizon_s
-from hrl_planner.planner.policy import Advice, FloatArray, IntArray, Plan, PlanContext
+from hrl_planner.planner.policy import Advice, FloatArray, IntArray, Plan, PlanContext, Terms
 from hrl_planner.planner.rule import RulePolicy
 
 _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
@@ -37,7 +37,7 @@ _Rates = tuple[FloatArray, FloatArray]  # requests/s per replica and share in ti
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What one decision is made of; it can be planned for again under other headrooms.
+    """What one decision is made of; it can be planned for again on other terms.
 
     Attributes:
         observation: what was seen.
@@ -78,7 +78,9 @@ class FluidPlanner:
         trend: share of the recent slope of the rates that is extrapolated.
         hold_s: how long a passed peak still counts.
         start_weight: cost of starting a replica on every GPU, against the value of all requests.
-        stop_weight: the same for stopping.
+        stop_weight: the same for stopping prefill and aggregated replicas.
+        stop_weight_decode: the same for decode replicas, which take with them what they generate
+            and cache.
         price_weight: cost of holding the whole budget; absent, the reward's.
         round_up: fractions of a replica above this become a whole one.
         interval_s: time between decisions; absent, the local interval.
@@ -99,6 +101,7 @@ class FluidPlanner:
         hold_s: float = 600.0,
         start_weight: float = 0.03,
         stop_weight: float = 0.08,
+        stop_weight_decode: float = 0.24,
         price_weight: float | None = None,
         round_up: float = 0.02,
         interval_s: float | None = None,
@@ -116,7 +119,8 @@ class FluidPlanner:
         self._quantile, self._round_up = quantile, round_up
         self._trend, self._hold_s, self._outage_s = trend, hold_s, outage_s
         self._idle_s = idle_s
-        self._start_weight, self._stop_weight = start_weight, stop_weight
+        self._start_weight = start_weight
+        self._stop_weight, self._stop_weight_decode = stop_weight, stop_weight_decode
         self._price_weight = price_weight
         self._interval_s = interval_s
         self.interval_s = 10.0 if interval_s is None else interval_s
@@ -136,6 +140,7 @@ class FluidPlanner:
                 price_weight=spec.reward.gpu_price_weight if price is None else price,
                 start_weight=self._start_weight,
                 stop_weight=self._stop_weight,
+                stop_weight_decode=self._stop_weight_decode,
             ),
         )
         self._model = CapacityModel.from_spec(spec)
@@ -166,25 +171,23 @@ class FluidPlanner:
         if self._moment is None:
             plan = self._hold(observation, _targets(observation))
         else:
-            plan = self._plan(self._moment, self._flow.usable)
+            plan = self._plan(self._moment, self._flow.usable, self._flow.stop)
         share = 0.02
         if self._mean_plan is None:
             self._mean_plan = plan.replicas.astype(np.float64)
         self._mean_plan += share * (plan.replicas - self._mean_plan)
         return plan
 
-    def replan(self, factors: FloatArray) -> Plan | None:
-        """Plan for the moment of the last decision again, with other capacities.
-
-        Args:
-            factors: on the share of each pool's capacity that is planned with, shape (P,).
+    def replan(self, terms: Terms) -> Plan | None:
+        """Plan for the moment of the last decision again, on other terms.
 
         Returns:
             The plan; None where the last decision was to hold, for want of metrics.
         """
         if self._moment is None:
             return None
-        return self._plan(self._moment, self._flow.usable * factors)
+        usable, stop = self._flow.usable * terms.capacity, self._flow.stop * terms.stop
+        return self._plan(self._moment, usable, stop)
 
     def listen(self, observation: ClusterObservation) -> FloatArray | None:
         """Take in the demand, and route it over the replicas that serve now."""
@@ -222,10 +225,10 @@ class FluidPlanner:
             by_rule,
         )
 
-    def _plan(self, moment: _Moment, usable: FloatArray) -> Plan:
+    def _plan(self, moment: _Moment, usable: FloatArray, stop: FloatArray) -> Plan:
         """Solve, make whole, and route."""
         current, demand = moment.current, moment.demand
-        best = self._allocate(moment, usable)
+        best = self._allocate(moment, usable, stop)
         if best is None:
             return self._projected(current.astype(np.float64), current, "lp: no solution, hold")
         whole = np.ceil(best.replicas - self._round_up)
@@ -277,7 +280,7 @@ class FluidPlanner:
             np.ceil(self._mean_plan - 0.5), current, "lp: long outage, mean plan"
         )
 
-    def _allocate(self, moment: _Moment, usable: FloatArray) -> Allocation | None:
+    def _allocate(self, moment: _Moment, usable: FloatArray, stop: FloatArray) -> Allocation | None:
         """Solve twice: the first flows say which classes meet in a pool.
 
         What serves now is needed until its replacement does: replicas that carry the present
@@ -320,6 +323,7 @@ class FluidPlanner:
                 type_budget=moment.gpus,
                 offered=offered,
                 usable=usable,
+                stop=stop,
             )
             if best is None:
                 return None

@@ -94,16 +94,25 @@ class Listener(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The terms on which a planner plans, as factors on its own.
+
+    Attributes:
+        capacity: share of each pool's capacity that is planned with, shape (P,).
+        stop: cost of stopping a replica of each pool, shape (P,).
+    """
+
+    capacity: FloatArray
+    stop: FloatArray
+
+
 @runtime_checkable
 class Replanner(Protocol):
-    """A policy that can plan for the moment of its last decision again."""
+    """A policy that can plan for the moment of its last decision again, on other terms."""
 
-    def replan(self, factors: FloatArray) -> Plan | None:
-        """Return the plan under other capacities; None where it would not change.
-
-        Args:
-            factors: on the share of each pool's capacity that is planned with, shape (P,).
-        """
+    def replan(self, terms: Terms) -> Plan | None:
+        """Return the plan on these terms; None where there is nothing to plan."""
 
 
 @runtime_checkable

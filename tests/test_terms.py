@@ -1,4 +1,4 @@
-"""An allocator that says how much capacity the LP may count on, trained and deployed."""
+"""An allocator that sets the terms on which the LP plans, trained and deployed."""
 
 from __future__ import annotations
 
@@ -12,39 +12,46 @@ from hypothesis import strategies as st
 
 from envs.base import PlannerEnv
 from envs.controlled import Level
-from envs.global_allocator import GlobalLevel, HeadroomLevel
+from envs.global_allocator import GlobalLevel, TermsLevel
 from envs.vec_env import ClusterVecEnv
 from hrl_planner.errors import PolicyError
 from hrl_planner.planner import checkpoint as checkpoints
-from hrl_planner.planner.allocator import capacity_factors
+from hrl_planner.planner.allocator import N_TERMS, terms_of
+from hrl_planner.planner.checkpoint import NetworkInfo
 from hrl_planner.planner.learned import LearnedAllocator
 from hrl_planner.planner.lp import FluidPlanner
-from hrl_planner.planner.policy import Plan, PlanContext
+from hrl_planner.planner.policy import Plan, PlanContext, Terms
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.scaler import outputs_of
 from hrl_planner.workload.trace import Trace
 from tests import networks
-from tests.networks import ALLOCATOR, network, zeros
+from tests.networks import network, zeros
 from tests.test_envs import requests
 from tests.test_learned import SPEC, assert_same, drive
+
+ALLOCATOR = networks.ALLOCATOR._replace(outputs=N_TERMS)
+N_POOLS = len(SPEC.pools)
+NO_CHANGE = Terms(np.ones(N_POOLS), np.ones(N_POOLS))
 
 
 @pytest.fixture(scope="module")
 def trace() -> Trace:
-    return requests(rate=6.0, duration_s=600.0, busy_s=500.0)
+    return requests(rate=25.0, duration_s=600.0, busy_s=500.0)
 
 
 def write_checkpoint(folder: Path, tensors: checkpoints.Tensors) -> Path:
-    manifest = networks.manifest(scaler=False).model_copy(update={"head": "headroom"})
+    manifest = networks.manifest(scaler=False).model_copy(
+        update={"head": "terms", "allocator": NetworkInfo.of(ALLOCATOR)}
+    )
     checkpoints.save(folder, manifest, tensors, None, "a card")
     return folder
 
 
-def finished(env: PlannerEnv, act: float) -> PlannerEnv:
+def finished(env: PlannerEnv, *action: float) -> PlannerEnv:
     env.reset(seed=3)
-    action, ended = np.full(env.layout.max_pools, act, np.float32), False
+    ended = False
     while not ended:
-        *_, ended, _ = env.step(action)
+        *_, ended, _ = env.step(np.full((N_POOLS, N_TERMS), action, np.float32))
     return env
 
 
@@ -59,14 +66,14 @@ def test_a_trained_allocator_decides_in_the_environment_as_deployed(
 ) -> None:
     tensors = networks.tensors(ALLOCATOR, 1)
     path = write_checkpoint(tmp_path / "random", tensors)
-    env = PlannerEnv(HeadroomLevel(), spec=SPEC, trace=trace)
+    env = PlannerEnv(TermsLevel(), spec=SPEC, trace=trace)
     observation, _ = env.reset(seed=3)
     net, shape = network(ALLOCATOR, 1)
     ended, off = False, 0
     while not ended:
         assert env.run.plan is not None
         planned = env.run.plan.replicas.copy()
-        action = outputs_of(net, shape, observation, len(SPEC.pools), len(SPEC.slo_classes))[:, 0]
+        action = outputs_of(net, shape, observation, N_POOLS, len(SPEC.slo_classes))
         observation, _, _, ended, _ = env.step(action)
         off += int(np.abs(env.run.control.quota - planned).sum())
     assert off > 0
@@ -74,16 +81,23 @@ def test_a_trained_allocator_decides_in_the_environment_as_deployed(
     assert_same(env.run.simulation.result(), drive(policy, trace, env.run.episode.seed))
 
 
-def test_counting_on_less_capacity_holds_more_gpus(trace: Trace) -> None:
-    held = []
-    for action in (-1.0, 0.0, 1.0):
-        env = finished(PlannerEnv(HeadroomLevel(), spec=SPEC, trace=trace), action)
-        held.append(env.run.simulation.result().gpu_seconds.sum())
-    assert held[0] > held[1] > held[2]
+def test_less_capacity_means_more_quota_and_dear_stops_keep_it(trace: Trace) -> None:
+    def quota(trace: Trace, *action: float) -> float:
+        env = PlannerEnv(TermsLevel("lp:hold_s=60"), spec=SPEC, trace=trace)
+        env.reset(seed=3)
+        total, ended = 0.0, False
+        while not ended:
+            *_, ended, _ = env.step(np.full((N_POOLS, N_TERMS), action, np.float32))
+            total += env.run.control.quota.sum()
+        return total
+
+    assert quota(trace, -1.0, 0.0) > quota(trace, 0.0, 0.0) > quota(trace, 1.0, 0.0)
+    falls = requests(rate=40.0, busy_s=300.0, duration_s=900.0)
+    assert quota(falls, 0.0, 1.0) > quota(falls, 0.0, -1.0)
 
 
 def test_the_environment_is_sound_and_no_agent_leaves_the_budget(trace: Trace) -> None:
-    env = PlannerEnv(HeadroomLevel(), spec=SPEC, trace=trace)
+    env = PlannerEnv(TermsLevel(), spec=SPEC, trace=trace)
     check_env(env, skip_render_check=True)
     env.reset(seed=1)
     env.action_space.seed(1)
@@ -97,22 +111,22 @@ def test_processes_that_plan_again_plan_the_same(trace: Trace) -> None:
     ends = []
     for processes in (0, 1):
         env = ClusterVecEnv(
-            HeadroomLevel(), 2, prior_processes=processes, spec=SPEC, trace=trace, seed=5
+            TermsLevel(), 2, prior_processes=processes, spec=SPEC, trace=trace, seed=5
         )
         env.reset()
-        rewards = [env.step(np.full((2, len(SPEC.pools)), act))[1] for act in (0.5, -0.5, 0.0)]
+        rewards = [env.step(np.full((2, N_POOLS, N_TERMS), act))[1] for act in (0.5, -0.5, 0.0)]
         ends.append(np.stack(rewards))
     np.testing.assert_array_equal(*ends)
 
 
-@pytest.mark.parametrize("level", [HeadroomLevel("static"), HeadroomLevel("hpa")])
-def test_a_prior_that_does_not_plan_by_capacities_is_refused(level: Level, trace: Trace) -> None:
+@pytest.mark.parametrize("level", [TermsLevel("static"), TermsLevel("hpa")])
+def test_a_prior_that_cannot_plan_again_is_refused(level: Level, trace: Trace) -> None:
     env = PlannerEnv(level, spec=SPEC, trace=trace)
     env.reset(seed=1)
-    with pytest.raises(PolicyError, match="does not plan by capacities"):
-        env.step(np.ones(len(SPEC.pools), np.float32))
-    with pytest.raises(PolicyError, match="head headroom needs a prior"):
-        LearnedAllocator(network(ALLOCATOR, 1), make_policy(level.prior or ""), head="headroom")
+    with pytest.raises(PolicyError, match="cannot plan again on other terms"):
+        env.step(np.ones((N_POOLS, N_TERMS), np.float32))
+    with pytest.raises(PolicyError, match="head terms needs a prior"):
+        LearnedAllocator(network(ALLOCATOR, 1), make_policy(level.prior or ""), head="terms")
 
 
 def test_planning_again_leaves_no_trace_in_the_planner(trace: Trace) -> None:
@@ -121,8 +135,8 @@ def test_planning_again_leaves_no_trace_in_the_planner(trace: Trace) -> None:
     class Asked(FluidPlanner):
         def decide(self, observation):  # type: ignore[no-untyped-def]
             plan = super().decide(observation)
-            self.replan(np.full(len(SPEC.pools), 0.5))
-            again = self.replan(np.ones(len(SPEC.pools)))
+            self.replan(Terms(np.full(N_POOLS, 0.5), np.full(N_POOLS, 3.0)))
+            again = self.replan(NO_CHANGE)
             if again is not None:  # it holds at first, for want of metrics
                 seen.append(again)
                 np.testing.assert_array_equal(again.replicas, plan.replicas)
@@ -137,20 +151,27 @@ def test_planning_again_leaves_no_trace_in_the_planner(trace: Trace) -> None:
 def test_a_planner_that_holds_has_nothing_to_plan_again() -> None:
     planner = FluidPlanner()
     planner.reset(PlanContext(SPEC))
-    assert planner.replan(np.ones(len(SPEC.pools))) is None
+    assert planner.replan(NO_CHANGE) is None
 
 
-@given(st.lists(st.floats(-10.0, 10.0), min_size=1, max_size=8))
+@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=1, max_size=8))
 @settings(deadline=None)
-def test_factors_halve_at_least_and_double_at_most(actions: list[float]) -> None:
-    factors = capacity_factors(np.array(actions))
-    assert np.all((factors >= 0.5) & (factors <= 2.0))
-    assert np.all((factors > 1.0) == (np.array(actions) > 0.0)) or np.any(np.abs(actions) < 1e-15)
+def test_terms_stay_within_their_bounds_and_zeros_change_nothing(
+    actions: list[tuple[float, float]],
+) -> None:
+    terms = terms_of(np.array(actions))
+    assert np.all((terms.capacity >= 0.5) & (terms.capacity <= 2.0))
+    assert np.all((terms.stop >= 0.1) & (terms.stop <= 10.0))
+    zeros_only = terms_of(np.zeros((3, N_TERMS)))
+    assert np.all(zeros_only.capacity == 1.0)
+    assert np.all(zeros_only.stop == 1.0)
 
 
-def test_levels_of_residuals_and_headrooms_agree_on_doing_nothing(trace: Trace) -> None:
-    ends = [
-        finished(PlannerEnv(level, spec=SPEC, trace=trace), 0.0).run.simulation.result()
-        for level in (GlobalLevel(), HeadroomLevel())
-    ]
-    assert_same(*ends)
+def test_levels_of_residuals_and_terms_agree_on_doing_nothing(trace: Trace) -> None:
+    plain = PlannerEnv(GlobalLevel(), spec=SPEC, trace=trace)
+    plain.reset(seed=3)
+    ended = False
+    while not ended:
+        *_, ended, _ = plain.step(np.zeros(N_POOLS, np.float32))
+    env = finished(PlannerEnv(TermsLevel(), spec=SPEC, trace=trace), 0.0, 0.0)
+    assert_same(plain.run.simulation.result(), env.run.simulation.result())
