@@ -21,11 +21,13 @@ from lp_parameters import NAMES, VALIDATION_SEED, measure
 LOADS = (0.7, 1.0, 1.6, 2.2)
 SHIPPED = {
     "headroom": 0.25,
+    "headroom_prefill": 0.25,
     "quantile": 0.95,
     "trend": 0.5,
     "hold_s": 600.0,
     "start_weight": 0.3,
     "stop_weight": 0.02,
+    "stop_weight_decode": 0.02,
     "price_weight": 0.1,
     "round_up": 0.15,
     "interval_s": 10.0,
@@ -34,10 +36,12 @@ SHIPPED = {
 # The best of a search over the loads 1.0 and 1.6 only, rounded.
 FIRST_SEARCH = SHIPPED | {
     "headroom": 0.45,
+    "headroom_prefill": 0.45,
     "quantile": 0.8,
     "trend": 1.2,
     "start_weight": 0.05,
     "stop_weight": 0.1,
+    "stop_weight_decode": 0.1,
     "round_up": 0.03,
 }
 
@@ -46,11 +50,13 @@ def suggest(trial: optuna.Trial) -> str:
     """Return a candidate as a policy text."""
     values = {
         "headroom": trial.suggest_float("headroom", 0.0, 0.5),
+        "headroom_prefill": trial.suggest_float("headroom_prefill", 0.0, 0.5),
         "quantile": trial.suggest_float("quantile", 0.6, 0.98),
         "trend": trial.suggest_float("trend", 0.0, 1.5),
         "hold_s": trial.suggest_float("hold_s", 60.0, 2400.0, log=True),
         "start_weight": trial.suggest_float("start_weight", 0.02, 1.0, log=True),
         "stop_weight": trial.suggest_float("stop_weight", 0.002, 0.5, log=True),
+        "stop_weight_decode": trial.suggest_float("stop_weight_decode", 0.002, 0.5, log=True),
         "price_weight": trial.suggest_float("price_weight", 0.01, 0.15, log=True),
         "round_up": trial.suggest_float("round_up", 0.0, 0.6),
         "interval_s": trial.suggest_categorical("interval_s", [10.0, 20.0, 30.0, 60.0]),

@@ -7,7 +7,8 @@ Requests are a fluid. With cap[c, i] the rate one replica of pool i sustains for
     - w_price * sum  price_i * g_i * n_i / (price of the whole budget)
     - sum  g_i * (w_start * (n_i - current_i)+ + w_stop * (current_i - n_i)+) / (all GPUs)
 
-(V = sum of v_c * demand_c, so that the value of serving all is 1) subject to
+(V = sum of v_c * demand_c, so that the value of serving all is 1; w_stop is another for decode
+pools) subject to
 
     sum_c x[c, i] / cap[c, i]  <=  (1 - headroom_role) * n_i          each pool
     entering flow of class c   <=  demand_c                           prefill and aggregated pools

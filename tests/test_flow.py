@@ -9,7 +9,9 @@ from hrl_planner.flow import FlowParameters, FluidModel
 from hrl_planner.spec import BudgetSpec, ClusterSpec
 from tests.builders import GPU, cluster, pool
 
-EXACT = FlowParameters(0.0, 0.0, 0.0, price_weight=0.1, start_weight=0.0, stop_weight=0.0)
+EXACT = FlowParameters(
+    0.0, 0.0, 0.0, price_weight=0.1, start_weight=0.0, stop_weight=0.0, stop_weight_decode=0.0
+)
 
 
 def model(
@@ -36,7 +38,9 @@ def test_prefill_and_decode_are_sized_for_the_same_flow() -> None:
 
 
 def test_headroom_asks_for_more_of_the_role() -> None:
-    parameters = FlowParameters(0.5, 0.2, 0.0, price_weight=0.1, start_weight=0.0, stop_weight=0.0)
+    parameters = FlowParameters(
+        0.5, 0.2, 0.0, price_weight=0.1, start_weight=0.0, stop_weight=0.0, stop_weight_decode=0.0
+    )
     found = model(parameters=parameters).solve(np.array([2.0]), CAP, SHARE, NOTHING)
     assert found is not None
     np.testing.assert_allclose(found.replicas, [2.0, 2.5], atol=1e-6)
@@ -80,7 +84,9 @@ def test_no_traffic_needs_no_replicas() -> None:
 
 def test_small_changes_are_not_worth_their_cost() -> None:
     # Releasing one of 8 GPUs saves 0.1 / 8 of the value and costs 1 / 8 of the stop weight.
-    steady = FlowParameters(0.0, 0.0, 0.0, price_weight=0.1, start_weight=0.0, stop_weight=0.2)
+    steady = FlowParameters(
+        0.0, 0.0, 0.0, price_weight=0.1, start_weight=0.0, stop_weight=0.2, stop_weight_decode=0.2
+    )
     found = model(parameters=steady).solve(np.array([2.0]), CAP, SHARE, np.array([2.0, 3.0]))
     assert found is not None
     np.testing.assert_allclose(found.replicas, [2.0, 3.0], atol=1e-6)
@@ -97,7 +103,9 @@ def test_impossible_bounds_have_no_solution_and_do_no_lasting_harm() -> None:
 
 def test_value_decides_who_is_served() -> None:
     spec = ClusterSpec.load("small")
-    free = FlowParameters(0.0, 0.0, 0.0, price_weight=0.0, start_weight=0.0, stop_weight=0.0)
+    free = FlowParameters(
+        0.0, 0.0, 0.0, price_weight=0.0, start_weight=0.0, stop_weight=0.0, stop_weight_decode=0.0
+    )
     solver = FluidModel(spec, free)
     n = len(spec.pools)
     cap = np.ones((2, n))

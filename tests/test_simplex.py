@@ -177,7 +177,8 @@ def reference_optimum(spec: ClusterSpec, p: FlowParameters, x: Instance) -> floa
     share = arrays.gpus / arrays.type_budget.sum()
     cost = np.zeros(3 * P + C * P)
     cost[:P] = -weighted_price(spec, p)
-    cost[P : 2 * P], cost[2 * P : 3 * P] = -p.start_weight * share, -p.stop_weight * share
+    stop = np.where(role == DECODE, p.stop_weight_decode, p.stop_weight)
+    cost[P : 2 * P], cost[2 * P : 3 * P] = -p.start_weight * share, -stop * share
     value = np.array([c.value for c in spec.slo_classes])
     flow = 3 * P + np.arange(C * P).reshape(C, P)
     gain = value[:, None] * np.where(role == DECODE, x.share - 1.0, x.share)
@@ -222,7 +223,8 @@ def objective(spec: ClusterSpec, p: FlowParameters, x: Instance, found: Allocati
     gain = np.where(role == DECODE, x.share - 1.0, x.share) * found.flows
     gpus = np.array([q.gpus_per_replica for q in spec.pools])
     change = found.replicas - x.current
-    moved = p.start_weight * np.maximum(change, 0.0) + p.stop_weight * np.maximum(-change, 0.0)
+    stop = np.where(role == DECODE, p.stop_weight_decode, p.stop_weight)
+    moved = p.start_weight * np.maximum(change, 0.0) + stop * np.maximum(-change, 0.0)
     worth = max(value @ x.offered, 1e-6)
     return float(
         (value @ gain).sum() / worth
