@@ -107,7 +107,7 @@ def test_a_new_network_answers_nothing_so_that_training_starts_at_the_planner() 
     batch = torch.from_numpy(padded(layout, pools, classes, 0.0)[None])
     out = twin(take_apart(batch, layout))
     seen = pools_of(torch.ones(1, 4, dtype=torch.bool))
-    assert torch.all(ResidualHead(1, 0.4, 0.5).act(out, seen, True) == 0.0)
+    assert torch.all(ResidualHead(0.4, 0.5).act(out, seen, True) == 0.0)
     scores = torch.zeros(1, 4, len(CHANGES))
     assert torch.all(ScalerHead(0.5).act(scores, seen, True) == 0)
 
@@ -116,7 +116,7 @@ def test_padding_neither_acts_nor_counts() -> None:
     mask = torch.tensor([[True, True, False]])
     seen, there = pools_of(mask), pools_of(mask[:, :2])
     for head, out in (
-        (ResidualHead(1, 0.4, 0.5), torch.randn(1, 3, 1)),
+        (ResidualHead(0.4, 0.5), torch.randn(1, 3, 1)),
         (ScalerHead(0.5), torch.randn(1, 3, len(CHANGES))),
     ):
         actions = head.act(out, seen, False)
@@ -158,7 +158,7 @@ def test_only_the_critic_sees_the_future() -> None:
 def test_exploration_is_remembered_and_each_step_of_it_is_drawn_from_the_policy() -> None:
     torch.manual_seed(0)
     seen = pools_of(torch.ones(4000, 1, dtype=torch.bool))
-    residual = ResidualHead(1, 0.5, 0.8)
+    residual = ResidualHead(0.5, 0.8)
     mean = torch.full((4000, 1, 1), 0.1)
     first, second = (residual.act(mean, seen, False).squeeze() for _ in range(2))
     for drawn in (first, second):

@@ -290,7 +290,7 @@ def test_a_marginal_value_bounds_what_more_of_a_pool_is_worth(seed: int) -> None
     low = x.high = np.minimum(x.low + 1.0, x.high)
     x.low = low
     x.budget = x.budget + 48.0  # room for all of them
-    free = FlowParameters(0.25, 0.25, 0.25, 0.0, 0.0, 0.0)
+    free = FlowParameters(0.25, 0.25, 0.25, 0.0, 0.0, 0.0, 0.0)
     model = FluidModel(spec, free)
     found = x.solve(model)
     assert found is not None

@@ -6,21 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
+from agents.policies.heads import TermsHead
+from agents.policies.network import take_apart
 from envs.base import PlannerEnv
 from envs.controlled import Level
 from envs.global_allocator import GlobalLevel, TermsLevel
 from envs.vec_env import ClusterVecEnv
+from hrl_planner.capacity import ROLES, CapacityModel
+from hrl_planner.encoding import Layout
 from hrl_planner.errors import PolicyError
 from hrl_planner.planner import checkpoint as checkpoints
-from hrl_planner.planner.allocator import N_TERMS, terms_of
+from hrl_planner.planner.allocator import N_TERMS, by_role, terms_of
 from hrl_planner.planner.checkpoint import NetworkInfo
 from hrl_planner.planner.learned import LearnedAllocator
 from hrl_planner.planner.lp import FluidPlanner
-from hrl_planner.planner.policy import Plan, PlanContext, Terms
+from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Terms
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.scaler import outputs_of
 from hrl_planner.workload.trace import Trace
@@ -31,6 +37,7 @@ from tests.test_learned import SPEC, assert_same, drive
 
 ALLOCATOR = networks.ALLOCATOR._replace(outputs=N_TERMS)
 N_POOLS = len(SPEC.pools)
+SHAPE = (len(ROLES), N_TERMS)
 NO_CHANGE = Terms(np.ones(N_POOLS), np.ones(N_POOLS))
 
 
@@ -51,7 +58,7 @@ def finished(env: PlannerEnv, *action: float) -> PlannerEnv:
     env.reset(seed=3)
     ended = False
     while not ended:
-        *_, ended, _ = env.step(np.full((N_POOLS, N_TERMS), action, np.float32))
+        *_, ended, _ = env.step(np.full(SHAPE, action, np.float32))
     return env
 
 
@@ -73,7 +80,8 @@ def test_a_trained_allocator_decides_in_the_environment_as_deployed(
     while not ended:
         assert env.run.plan is not None
         planned = env.run.plan.replicas.copy()
-        action = outputs_of(net, shape, observation, N_POOLS, len(SPEC.slo_classes))
+        out = outputs_of(net, shape, observation, N_POOLS, len(SPEC.slo_classes))
+        action = by_role(out.astype(np.float64), CapacityModel.from_spec(SPEC).role)
         observation, _, _, ended, _ = env.step(action)
         off += int(np.abs(env.run.control.quota - planned).sum())
     assert off > 0
@@ -87,7 +95,7 @@ def test_less_capacity_means_more_quota_and_dear_stops_keep_it(trace: Trace) -> 
         env.reset(seed=3)
         total, ended = 0.0, False
         while not ended:
-            *_, ended, _ = env.step(np.full((N_POOLS, N_TERMS), action, np.float32))
+            *_, ended, _ = env.step(np.full(SHAPE, action, np.float32))
             total += env.run.control.quota.sum()
         return total
 
@@ -114,7 +122,7 @@ def test_processes_that_plan_again_plan_the_same(trace: Trace) -> None:
             TermsLevel(), 2, prior_processes=processes, spec=SPEC, trace=trace, seed=5
         )
         env.reset()
-        rewards = [env.step(np.full((2, N_POOLS, N_TERMS), act))[1] for act in (0.5, -0.5, 0.0)]
+        rewards = [env.step(np.full((2, *SHAPE), act))[1] for act in (0.5, -0.5, 0.0)]
         ends.append(np.stack(rewards))
     np.testing.assert_array_equal(*ends)
 
@@ -124,7 +132,7 @@ def test_a_prior_that_cannot_plan_again_is_refused(level: Level, trace: Trace) -
     env = PlannerEnv(level, spec=SPEC, trace=trace)
     env.reset(seed=1)
     with pytest.raises(PolicyError, match="cannot plan again on other terms"):
-        env.step(np.ones((N_POOLS, N_TERMS), np.float32))
+        env.step(np.ones(SHAPE, np.float32))
     with pytest.raises(PolicyError, match="head terms needs a prior"):
         LearnedAllocator(network(ALLOCATOR, 1), make_policy(level.prior or ""), head="terms")
 
@@ -154,17 +162,39 @@ def test_a_planner_that_holds_has_nothing_to_plan_again() -> None:
     assert planner.replan(NO_CHANGE) is None
 
 
-@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=1, max_size=8))
+@given(
+    action=arrays(np.float64, SHAPE, elements=st.floats(-10, 10)),
+    roles=st.lists(st.integers(0, 2), min_size=1, max_size=8),
+)
 @settings(deadline=None)
 def test_terms_stay_within_their_bounds_and_zeros_change_nothing(
-    actions: list[tuple[float, float]],
+    action: FloatArray, roles: list[int]
 ) -> None:
-    terms = terms_of(np.array(actions))
+    role = np.array(roles)
+    terms = terms_of(action, role)
+    assert terms.capacity.shape == terms.stop.shape == role.shape
     assert np.all((terms.capacity >= 0.5) & (terms.capacity <= 2.0))
     assert np.all((terms.stop >= 0.1) & (terms.stop <= 10.0))
-    zeros_only = terms_of(np.zeros((3, N_TERMS)))
+    zeros_only = terms_of(np.zeros(SHAPE), role)
     assert np.all(zeros_only.capacity == 1.0)
     assert np.all(zeros_only.stop == 1.0)
+
+
+@torch.no_grad()
+def test_the_head_that_is_trained_means_what_is_deployed() -> None:
+    """Pools and roles that do not exist neither act nor count."""
+    env = PlannerEnv(TermsLevel(), spec=SPEC, trace=requests(), layout=Layout(6, 4, 3))
+    seen = take_apart(torch.from_numpy(env.reset(seed=1)[0][None]), env.layout)
+    out = torch.randn(1, 6, N_TERMS, generator=torch.Generator().manual_seed(1))
+    head = TermsHead(0.4, 0.5)
+    acted = head.act(out, seen, True)[0]
+    assert env.action_space.contains(acted.numpy())
+    role = CapacityModel.from_spec(SPEC).role
+    np.testing.assert_allclose(acted, by_role(out[0, :N_POOLS].double().numpy(), role), atol=1e-6)
+    _, entropy = head.judge(out, seen, acted[None])
+    assert entropy.item() == pytest.approx(
+        2 * N_TERMS * (np.log(0.4) + 0.5 * np.log(2 * np.pi * np.e))
+    )
 
 
 def test_levels_of_residuals_and_terms_agree_on_doing_nothing(trace: Trace) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from agents.policies.network import Parts, Tensors
+from hrl_planner.capacity import ROLES
 
 
 class Head(nn.Module):
@@ -47,17 +48,15 @@ class ResidualHead(Head):
     """A normal distribution around the correction of every pool, one deviation for all.
 
     Args:
-        outputs: numbers per pool; actions are (B, P) where it is one, else (B, P, outputs).
         std: deviation at first; a residual of 0.5 is what moves a small pool by one replica.
         memory: correlation of the noise from one step to the next. Replicas take minutes to start:
             noise that changes sign every minute never gets to see one serve. Probabilities are
             those of a single step, as in gSDE (Raffin et al., arXiv 2005.05719).
     """
 
-    def __init__(self, outputs: int, std: float, memory: float) -> None:
+    def __init__(self, std: float, memory: float) -> None:
         """See the class."""
         super().__init__()
-        self._outputs = outputs
         self.log_std = nn.Parameter(torch.tensor(math.log(std)))
         self._memory = memory
         self._noise: Tensor | None = None
@@ -68,26 +67,42 @@ class ResidualHead(Head):
 
     def act(self, out: Tensor, parts: Parts, deterministic: bool) -> Tensor:
         """Return corrections; clipping to [-1, 1] is the environment's."""
-        mean = out * parts.mask.unsqueeze(-1)
+        mean, there = self._means(out, parts)
         if deterministic:
-            return self._shaped(mean)
+            return mean
         fresh = torch.randn_like(mean)
         kept = self._noise
         if kept is not None and kept.shape == fresh.shape:
             fresh = self._memory * kept + math.sqrt(1.0 - self._memory**2) * fresh
         self._noise = fresh
-        return self._shaped(mean + fresh * self.log_std.exp() * parts.mask.unsqueeze(-1))
-
-    def _shaped(self, actions: Tensor) -> Tensor:
-        return actions.squeeze(-1) if self._outputs == 1 else actions
+        return mean + fresh * self.log_std.exp() * there
 
     def judge(self, out: Tensor, parts: Parts, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy."""
-        z = (actions.reshape(out.shape) - out) / self.log_std.exp()
+        mean, there = self._means(out, parts)
+        z = (actions.reshape(mean.shape) - mean) / self.log_std.exp()
         log_probability = -0.5 * z * z - self.log_std - 0.5 * math.log(2.0 * math.pi)
         entropy = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
-        there = parts.mask.unsqueeze(-1).expand(out.shape)
-        return (log_probability * there).sum((-1, -2)), (entropy * there).sum((-1, -2))
+        return (log_probability * there).flatten(1).sum(-1), (entropy * there).flatten(1).sum(-1)
+
+    def _means(self, out: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+        """Return the mean of every number that is drawn, and which of them count."""
+        return out[..., 0] * parts.mask, parts.mask
+
+
+class TermsHead(ResidualHead):
+    """The same around the terms of every role: the means of what its pools say.
+
+    What matters of terms they mostly share by role, and noise of their own in every pool would
+    drown the effect of each.
+    """
+
+    def _means(self, out: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+        """Return (B, roles, outputs), see `hrl_planner.planner.allocator.by_role`."""
+        role = parts.pools[..., : len(ROLES)] * parts.mask.unsqueeze(-1)
+        count = role.sum(1).unsqueeze(-1)
+        means = role.transpose(1, 2) @ out / count.clamp(min=1.0)
+        return means, (count > 0.5).expand(means.shape)
 
 
 class ScalerHead(Head):

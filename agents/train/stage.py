@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents.policies.heads import Head, ResidualHead, ScalerHead
+from agents.policies.heads import Head, ResidualHead, ScalerHead, TermsHead
 from agents.policies.moves import MovesHead
 from agents.policies.network import Normaliser
 from agents.policies.policy import SetPolicy
@@ -248,7 +248,8 @@ def _head(stage: StageConfig, shape: NetShape) -> Head:
         return ScalerHead(stage.noise_memory)
     if stage.head == "moves":
         return MovesHead(shape.outputs, stage.moves, stage.stop_odds, stage.noise_memory)
-    return ResidualHead(shape.outputs, stage.std, stage.noise_memory)
+    made = TermsHead if stage.head == "terms" else ResidualHead
+    return made(stage.std, stage.noise_memory)
 
 
 def stage_folder(run: Path, index: int, stage: StageConfig) -> Path:

@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 from envs.controlled import Run
 from envs.global_allocator.level import GlobalLevel
+from hrl_planner.capacity import ROLES, CapacityModel
 from hrl_planner.encoding import Layout
 from hrl_planner.planner.allocator import N_TERMS, terms_of
 from hrl_planner.planner.policy import Terms
@@ -21,13 +22,14 @@ class TermsLevel(GlobalLevel):
     """
 
     def action_space(self, layout: Layout) -> spaces.Space[Any]:
-        """Return two numbers in [-1, 1] per pool; those of padded pools do nothing."""
-        return spaces.Box(-1.0, 1.0, (layout.max_pools, N_TERMS), np.float32)
+        """Return two numbers in [-1, 1] per role; those of roles without pools do nothing."""
+        return spaces.Box(-1.0, 1.0, (len(ROLES), N_TERMS), np.float32)
 
     def terms(self, run: Run, action: Any) -> Terms | None:
         """Return the terms an action asks for; None for zeros, which are the prior's own."""
-        wanted = np.asarray(action, np.float64)[: len(run.episode.spec.pools)]
-        return terms_of(wanted) if wanted.any() else None
+        wanted = np.asarray(action, np.float64)
+        role = CapacityModel.from_spec(run.episode.spec).role
+        return terms_of(wanted, role) if wanted.any() else None
 
     def command(self, run: Run, action: Any) -> None:
         """Set quotas and the router's weights."""

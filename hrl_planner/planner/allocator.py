@@ -1,9 +1,10 @@
 """From an allocator's actions to replicas: corrections of a planner without learning.
 
-Of its plan (`residual`), or of the terms it plans on (`terms_of`): how much of each pool's capacity
-the LP may count on, and what it costs to let a replica go. Queues, batching and caches are coarse
-in the LP's capacities, and a price on moves is a poor picture of what minutes without a replica
-cost: where the terms are wrong a whole plan is, and it is corrected better there than pool by pool.
+Of its plan (`residual`), or of the terms it plans on (`terms_of`): how much of their capacity the
+LP may count on, and what it costs to let a replica go, in each role. Queues, batching and caches
+are coarse in the LP's capacities, and a price on moves is a poor picture of what minutes without a
+replica cost: where the terms are wrong a whole plan is, and it is corrected better there than pool
+by pool.
 Reinforcement learning of an optimiser's parameters instead of its answers: Gros and Zanon,
 "Data-driven economic NMPC using reinforcement learning", IEEE TAC 65(2), 2020.
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from hrl_planner.planner.policy import FloatArray, Plan, Terms
+from hrl_planner.capacity import ROLES
+from hrl_planner.planner.policy import FloatArray, IntArray, Plan, Terms
 
 N_TERMS = 2
-"""Numbers per pool that `terms_of` reads."""
+"""Numbers per role that `terms_of` reads."""
 _WITHIN = 0.49  # of half a replica: what rounds to the plan
 
 
@@ -38,11 +40,26 @@ def residual(planned: FloatArray, action: FloatArray) -> FloatArray:
     return np.maximum(wanted, 0.0)
 
 
-def terms_of(action: FloatArray) -> Terms:
+def by_role(outputs: FloatArray, role: IntArray) -> FloatArray:
+    """Return the means over the pools of each role, 0 where there is none, shape (roles, K).
+
+    Args:
+        outputs: numbers of every pool, shape (P, K).
+        role: of every pool, as in `ROLES`, shape (P,).
+    """
+    means = np.zeros((len(ROLES), outputs.shape[1]))
+    for r in range(len(ROLES)):
+        if np.any(role == r):
+            means[r] = outputs[role == r].mean(axis=0)
+    return means
+
+
+def terms_of(action: FloatArray, role: IntArray) -> Terms:
     """Return the terms an action asks for: capacities times 2^a, costs of stopping times 10^b.
 
     Args:
-        action: a and b of every pool, each kept within -1 and 1, shape (P, 2).
+        action: a and b of every role, each kept within -1 and 1, shape (roles, 2).
+        role: of every pool, as in `ROLES`, shape (P,).
     """
-    bounded = np.clip(action, -1.0, 1.0)
+    bounded = np.clip(action, -1.0, 1.0)[role]
     return Terms(np.exp2(bounded[:, 0]), 10.0 ** bounded[:, 1])

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_planner.budget import BudgetArrays, project
+from hrl_planner.capacity import CapacityModel
 from hrl_planner.encoding import N_CLASS_COLUMNS, N_POOL_COLUMNS, Layout, write_plan
 from hrl_planner.errors import PolicyError
 from hrl_planner.features import FeatureScales
 from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner.allocator import residual, terms_of, unrounded
+from hrl_planner.planner.allocator import by_role, residual, terms_of, unrounded
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.moves import Room, apply_moves, best_moves
 from hrl_planner.planner.network import Network
@@ -49,6 +50,7 @@ class _Reader:
         self.budget = BudgetArrays.from_spec(spec)
         self.rule_pools = RulePools.from_spec(spec, context.blind_pools)
         self.global_s = spec.intervals.global_s
+        self.role = CapacityModel.from_spec(spec).role
 
     def vector(self, observation: ClusterObservation, wish: NDArray[np.int64]) -> Vector:
         """Return the input vector with the rule's wish in the plan's place."""
@@ -167,7 +169,9 @@ class LearnedAllocator:
         out = self._answer(vector)
         corrected = plan
         if isinstance(self.prior, Replanner) and self._head == "terms":
-            corrected = self.prior.replan(terms_of(out.astype(np.float64))) or plan
+            role = self.reader.role
+            action = by_role(out.astype(np.float64), role)
+            corrected = self.prior.replan(terms_of(action, role)) or plan
             desired = corrected.replicas.astype(np.float64)
         else:
             desired = self._desired(plan, out)
