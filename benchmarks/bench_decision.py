@@ -65,8 +65,11 @@ def measure(repeats: int = REPEATS) -> dict[str, float]:
         rng.uniform(1.0, 3.0, (len(spec.pools), len(POOL_FIELDS))),
         rng.uniform(1.0, 3.0, (len(spec.slo_classes), len(CLASS_FIELDS))),
     )
-    folder = shipped("reference")
-    learned = LearnedAllocator(load(folder).allocator, make_policy("lp"))
+    checkpoint = load(shipped("reference"))
+    manifest = checkpoint.manifest
+    learned = LearnedAllocator(
+        checkpoint.allocator, make_policy(manifest.prior), manifest.head, manifest.moves
+    )
     learned.reset(PlanContext(spec))
     plan = learned.prior.decide(seen)
     return {
