@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from kubernetes import client
 from pydantic import ValidationError
+from urllib3.exceptions import HTTPError
 
 from hrl_planner._spec_file import describe
 from hrl_planner.control.pods import PodCounts, count_pods, pod_of
@@ -33,6 +34,8 @@ from hrl_planner.kube.resources import Condition, Metadata, ScaleTargetRef, Serv
 from hrl_planner.ledger import QuotaWrite
 
 MERGE = "application/merge-patch+json"
+_IN_TIME = {"_request_timeout": REQUEST_TIMEOUT_S}
+_PATIENCE_S = 0.5  # about what walking over etcd takes, see `_newest`
 
 
 class Connector:
@@ -151,9 +154,8 @@ class Connector:
             "list pods",
             lambda: self._core.list_namespaced_pod(
                 self.namespace,
-                **query,
                 _preload_content=False,
-                _request_timeout=REQUEST_TIMEOUT_S,
+                **_IN_TIME | query,
             ),
         )
         return json.loads(listed.data)
@@ -184,7 +186,7 @@ class Connector:
             f"list {plural}",
             plural,
             lambda: self._objects.list_namespaced_custom_object(
-                GROUP, VERSION, self.namespace, plural, **query, _request_timeout=REQUEST_TIMEOUT_S
+                GROUP, VERSION, self.namespace, plural, **_IN_TIME | query
             ),
         )
 
@@ -314,12 +316,14 @@ def _newest(find: Callable[..., Any], **query: Any) -> Any:
     """Return a list as new as one from etcd, out of the API server's own memory where it can.
 
     An API server before 1.31 walks over all of a namespace in etcd, up to a second's work; what it
-    has in memory it walks over in milliseconds, and it can be told how new that must be.
+    has in memory it walks over in milliseconds, and it can be told how new that must be. It learns
+    how new that is with the next change of the kind, and would wait 3 s for one.
     """
     now = find(limit=1)["metadata"]["resourceVersion"]  # of anything: a selector would be a walk
+    new = {"resource_version": now, "resource_version_match": "NotOlderThan"}
     try:
-        return find(**query, resource_version=now, resource_version_match="NotOlderThan")
-    except KubeError:  # its memory is not that new yet
+        return find(**query, **new, _request_timeout=_PATIENCE_S)
+    except (KubeError, HTTPError):  # its memory is not that new yet
         return find(**query)
 
 
