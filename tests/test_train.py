@@ -35,7 +35,7 @@ SCALER = {
     "ppo": {"batch": 20, "epochs": 2, "learning_rate": 0.01},
 }  # fmt: skip
 ALLOCATOR = {
-    "level": "allocator", "steps": 30, "n_envs": 3, "n_steps": 5, "critic_only": 0,
+    "level": "allocator", "steps": 30, "n_envs": 3, "n_steps": 5, "critic_only": 0, "average": 0.5,
     "ppo": {"batch": 15, "epochs": 2, "learning_rate": 0.01},
 }  # fmt: skip
 TINY: dict[str, Any] = {

@@ -64,6 +64,7 @@ class StageCallback(BaseCallback):
         progress: where the stage stands.
         extent: of the features seen so far, widened.
         best: exported weights of the best update.
+        average: exported mean weights so far, see `StageConfig.average`.
         on_update: for a progress bar.
     """
 
@@ -77,13 +78,14 @@ class StageCallback(BaseCallback):
         progress: Progress,
         extent: Extent,
         best: dict[str, NDArray[np.float32]],
+        average: dict[str, NDArray[np.float32]],
         on_update: OnUpdate,
     ) -> None:
         """See the class."""
         super().__init__()
         self.config, self.stage, self.index = config, stage, index
         self.folder, self.validation = folder, validation
-        self.progress, self.extent, self.best = progress, extent, best
+        self.progress, self.extent, self.best, self.average = progress, extent, best, average
         self.n_updates = -(-stage.steps // (stage.n_envs * stage.n_steps))
         self._on_update = on_update
         self._began_s = self._rollout_s = 0.0
@@ -124,6 +126,9 @@ class StageCallback(BaseCallback):
         """Count, validate where it is due, save."""
         progress = self.progress
         progress.update += 1
+        kept = self.stage.average
+        for name, value in self.policy.export().items():
+            self.average[name] = kept * self.average[name] + np.float32(1.0 - kept) * value
         if progress.update % self.config.validation.every == 0 or progress.update == self.n_updates:
             self._validate()
         now_s = time.perf_counter()
@@ -134,12 +139,18 @@ class StageCallback(BaseCallback):
 
     def save(self) -> None:
         """Write the state training continues from."""
-        best = {name: torch.from_numpy(value) for name, value in self.best.items()}
-        plain: dict[str, Any] = {**vars(self.progress), "best": best}
+        plain: dict[str, Any] = {
+            **vars(self.progress),
+            "best": as_torch(self.best),
+            "average": as_torch(self.average),
+        }
         write_state(self.folder, snapshot(self.model, self.extent, plain))  # type: ignore[arg-type]
 
     def _validate(self) -> None:
+        latest = self.policy.export()
+        self.policy.load_actor(self.average)
         result = judge(self.validation, self.policy, VALIDATION_SEED)
+        self.policy.load_actor(latest)
         progress = self.progress
         progress.history.append([progress.update, result.score])
         self.logger.record("validation/score", result.score)
@@ -149,4 +160,9 @@ class StageCallback(BaseCallback):
             progress.best_update, progress.best_score = progress.update, result.score
             progress.best_attained = float(result.attained.mean())
             self.best.clear()
-            self.best.update(self.policy.export())
+            self.best.update(self.average)
+
+
+def as_torch(tensors: dict[str, NDArray[np.float32]]) -> dict[str, torch.Tensor]:
+    """Return exported weights as a state file holds them."""
+    return {name: torch.from_numpy(value) for name, value in tensors.items()}

@@ -126,6 +126,8 @@ class StageConfig(_Model):
         try_quota: let a scaler that is not warm-started begin at taking the quota instead, where
             that does better on training days.
         noise_memory: how much of a step's exploration noise the next one keeps.
+        average: what is judged and kept are the mean weights of the last updates: how much of
+            that mean the next one keeps; 0 for the weights of each update alone.
         paired: learn from the gain over action 0 on the same day, see `agents.train.paired`.
         per_day: clusters that share a day and its twin, where learning is paired.
         penalty: weight of GPUs asked for beyond the budget in the reward; 0 leaves all to the
@@ -147,6 +149,7 @@ class StageConfig(_Model):
     odds: float = Field(2.0, ge=0)
     try_quota: bool = True
     noise_memory: float = Field(0.85, ge=0, lt=1)
+    average: float = Field(0.0, ge=0, lt=1)
     paired: bool = False
     per_day: int = Field(1, ge=1)
     penalty: float = Field(0.0, ge=0)

@@ -178,14 +178,16 @@ def _train_stage(
     assert isinstance(policy, SetPolicy)
     progress = Progress()
     best: Tensors = {}
+    average: Tensors = {}
     if state is None:
         if not _warm_start(policy, stage, done) and stage.level == "scaler":
             _favour(policy, stage, env, update_seed(config, index, _CONSTANT_UPDATE))
         progress, best = _first_judgement(policy, validation)
+        average = policy.export()
     else:
         extent = restore(model, state)
         saved = dict(state["progress"])
-        best = {name: value.numpy() for name, value in saved.pop("best").items()}
+        best, average = _as_numpy(saved.pop("best")), _as_numpy(saved.pop("average"))
         progress = Progress(**saved)
 
     def on_update(now: Progress, updates: int) -> None:
@@ -193,7 +195,7 @@ def _train_stage(
         on_progress(index, stage, now, updates)
 
     callback = StageCallback(
-        config, stage, index, folder, validation, progress, extent, best, on_update
+        config, stage, index, folder, validation, progress, extent, best, average, on_update
     )
     try:
         _learn(model, callback)
@@ -210,6 +212,10 @@ def _train_stage(
     reward = (float(rms.mean), float(rms.var), float(rms.count))
     network = Network(pack(best, shape_of(stage, config)), shape_of(stage, config))
     return Trained(stage, best, network, extent, progress, reward, shrunk)
+
+
+def _as_numpy(tensors: dict[str, torch.Tensor]) -> Tensors:
+    return {name: value.numpy() for name, value in tensors.items()}
 
 
 def _write_status(
