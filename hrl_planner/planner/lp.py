@@ -301,6 +301,7 @@ class FluidPlanner:
             low=np.minimum(low, ready),
             high=np.minimum(high, ready),
             usable=usable,
+            stop=stop,
         )
         if needed is not None:
             kept = np.minimum(np.ceil(needed.replicas - self._round_up), current)
