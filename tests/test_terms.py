@@ -20,7 +20,7 @@ from envs.global_allocator import GlobalLevel, TermsLevel
 from envs.vec_env import ClusterVecEnv
 from hrl_planner.capacity import ROLES, CapacityModel
 from hrl_planner.encoding import Layout
-from hrl_planner.errors import PolicyError
+from hrl_planner.errors import CheckpointError, PolicyError
 from hrl_planner.planner import checkpoint as checkpoints
 from hrl_planner.planner.allocator import N_TERMS, by_role, terms_of
 from hrl_planner.planner.checkpoint import NetworkInfo
@@ -195,6 +195,14 @@ def test_the_head_that_is_trained_means_what_is_deployed() -> None:
     assert entropy.item() == pytest.approx(
         2 * N_TERMS * (np.log(0.4) + 0.5 * np.log(2 * np.pi * np.e))
     )
+
+
+def test_a_checkpoint_with_other_outputs_than_terms_is_refused(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "wrong", zeros(ALLOCATOR))
+    manifest = path / "manifest.yaml"
+    manifest.write_text(manifest.read_text().replace(f"outputs: {N_TERMS}", "outputs: 1"))
+    with pytest.raises(CheckpointError, match=r"head terms needs allocator\.outputs: 2, not 1"):
+        checkpoints.load(path)
 
 
 def test_levels_of_residuals_and_terms_agree_on_doing_nothing(trace: Trace) -> None:

@@ -29,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 from hrl_planner._spec_file import describe, read_mapping
 from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS, schema_hash
 from hrl_planner.errors import CheckpointError
+from hrl_planner.planner.allocator import N_TERMS
 from hrl_planner.planner.network import NetShape, Network, pack
 
 FORMAT_VERSION = 1
@@ -126,6 +127,10 @@ class Manifest(_Model):
             raise ValueError(
                 f"head {self.head} does not go with moves: {self.moves} and "
                 f"allocator.scorer: {self.allocator.scorer}"
+            )
+        if self.head == "terms" and self.allocator.outputs != N_TERMS:
+            raise ValueError(
+                f"head terms needs allocator.outputs: {N_TERMS}, not {self.allocator.outputs}"
             )
         return self
 
