@@ -217,10 +217,12 @@ def test_the_budget_drawn_is_relative_to_what_a_scenario_needs() -> None:
     spec = ClusterSpec.load("reference")
     held = []
     for needs in ({}, {"steady-no-flap": 0.5}):
-        changes = {"tightness": [1.0, 1.0], "load": [1.0, 1.0], "needs": needs, "as_told": 1.0}
+        changes = {"tightness": [1.0, 1.0], "load": [0.5, 0.5], "needs": needs, "as_told": 1.0}
+        changes["loads"] = {"steady-no-flap": 2.0}
         config = tiny(randomise={**TINY["randomise"], **changes}).randomise
         episode = RandomEpisodes(spec, config, False)(EpisodeOptions(), np.random.default_rng(1))
         held.append(episode.spec.budget.gpus)
+    assert held[0] == spec.budget.gpus
     assert held[1] == {name: gpus // 2 for name, gpus in held[0].items()}
 
 

@@ -46,6 +46,7 @@ class RandomiseConfig(_Model):
         scenarios: shapes of the load, drawn evenly.
         durations_s: lengths of an episode, drawn evenly.
         load: factor on the scenario's rates, log-uniform.
+        loads: a further factor on the rates of a scenario, by its name; 1 where absent.
         tightness: factor on the GPUs of every type, over the load and the scenario's need.
         needs: factor on the spec's budget that a scenario needs at load 1, by its name; 1 where
             absent: the size for which it was made. `hrl-planner experiment table needs` has them.
@@ -61,6 +62,7 @@ class RandomiseConfig(_Model):
     scenarios: tuple[str, ...] = TRAINING
     durations_s: tuple[float, ...] = (1800.0, 3600.0)
     load: tuple[float, float] = (0.2, 1.1)
+    loads: dict[str, float] = Field(default_factory=dict)
     tightness: tuple[float, float] = (0.5, 1.2)
     needs: dict[str, float] = Field(default_factory=dict)
     startup: tuple[float, float] = (0.5, 2.0)
@@ -74,7 +76,7 @@ class RandomiseConfig(_Model):
     def _check(self) -> RandomiseConfig:
         from hrl_planner.workload.scenarios import SCENARIOS
 
-        for name in (*self.scenarios, *self.needs):
+        for name in (*self.scenarios, *self.needs, *self.loads):
             if name not in SCENARIOS:
                 raise ValueError(f"scenarios: unknown {name!r}; one of {', '.join(SCENARIOS)}")
         if not self.scenarios or not self.durations_s or min(self.durations_s) < 60.0:
@@ -83,8 +85,10 @@ class RandomiseConfig(_Model):
             low, high = getattr(self, field)
             if not 0.0 < low <= high < 100.0:
                 raise ValueError(f"{field}: {low} to {high} is no range of factors above 0")
-        if not all(need > 0.0 for need in self.needs.values()):
-            raise ValueError(f"needs: {self.needs} holds factors that are not above 0")
+        for field in ("needs", "loads"):
+            factors = getattr(self, field)
+            if not all(factor > 0.0 for factor in factors.values()):
+                raise ValueError(f"{field}: {factors} holds factors that are not above 0")
         if not 0.0 <= self.scrape_lag_s[0] <= self.scrape_lag_s[1]:
             raise ValueError(f"scrape_lag_s: {self.scrape_lag_s} is no range")
         return self

@@ -47,9 +47,10 @@ class RandomEpisodes:
         """Make the next episode."""
         config = self._config
         load = float(np.exp(generator.uniform(*np.log(config.load))))
-        budget = load * float(generator.uniform(*config.tightness))
+        tightness = float(generator.uniform(*config.tightness))
         scenario = str(generator.choice(config.scenarios))
-        budget *= config.needs.get(scenario, 1.0)
+        load *= config.loads.get(scenario, 1.0)
+        budget = load * tightness * config.needs.get(scenario, 1.0)
         options = replace(
             options,
             spec=self._spec,
