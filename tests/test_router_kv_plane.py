@@ -198,7 +198,11 @@ async def test_without_answers_a_gap_starts_the_index_anew(tmp_path: Path) -> No
     async with losing_some(tmp_path / "kv", recovery=False) as (worker, wire, view):
         async with routing(view) as router:
             await router.sees(APPROXIMATE, 0)
-            await worker.stored([1, 2], PROMPT[:8])
+            # What is sent before the subscription stands is lost here: it is sent until it is seen.
+            async with asyncio.timeout(10.0):
+                while router.index.states()["w"] != LIVE:
+                    await worker.stored([1, 2], PROMPT[:8])
+                    await asyncio.sleep(0.05)
             await router.sees(LIVE, 2)
             await lose(wire, worker.removed([2]))
             await worker.stored([8], [7] * 4)

@@ -156,6 +156,12 @@ def test_the_scaler_gives_way_to_the_rule_and_to_holding(seen: ClusterObservatio
     assert log.counts == {"scaler:rule": 1, "scaler:hold": 1}
 
 
+def test_absurd_lengths_keep_no_planner_busy(seen: ClusterObservation) -> None:
+    # Chunk by chunk, 1e12 tokens would take minutes.
+    policy, _ = shielded()
+    policy.decide(with_class(seen, isl_mean_tokens=1e12, osl_mean_tokens=1e12))
+
+
 wild = st.one_of(
     st.just(np.nan), st.just(np.inf), st.just(-np.inf), st.floats(-1e12, 1e12, width=64)
 )

@@ -21,6 +21,9 @@ from hrl_planner.planner.policy import FloatArray, PlanContext
 if TYPE_CHECKING:
     from hrl_planner.spec import ClusterSpec
 
+# Longer than any engine takes: capacities are computed chunk by chunk, and a metric gone wrong
+# (1e12 tokens) must not keep the planner busy for minutes.
+_LONGEST_TOKENS = 1e7
 _SHAPE_MEMORY = 0.5  # weight of a new observation of lengths and hit rates
 _TREND_POINTS = 6
 _TREND_WINDOW_S = 180.0
@@ -160,8 +163,8 @@ class ObservedDemand:
 
 def load_of(shape: Sequence[FloatArray] | FloatArray) -> ClassLoad:
     """Return class loads from the observation fields of _TYPICAL, shape (5, C)."""
-    isl, isl_std, osl, osl_std, hit_rate = shape
-    return ClassLoad(isl, isl_std, osl, osl_std, np.minimum(np.maximum(hit_rate, 0.0), 0.99))
+    isl, isl_std, osl, osl_std = np.minimum(shape[:-1], _LONGEST_TOKENS)
+    return ClassLoad(isl, isl_std, osl, osl_std, np.minimum(np.maximum(shape[-1], 0.0), 0.99))
 
 
 @dataclass
