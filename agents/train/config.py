@@ -76,9 +76,10 @@ class RandomiseConfig(_Model):
     def _check(self) -> RandomiseConfig:
         from hrl_planner.workload.scenarios import SCENARIOS
 
-        for name in (*self.scenarios, *self.needs, *self.loads):
-            if name not in SCENARIOS:
-                raise ValueError(f"scenarios: unknown {name!r}; one of {', '.join(SCENARIOS)}")
+        for field in ("scenarios", "needs", "loads"):
+            for name in getattr(self, field):
+                if name not in SCENARIOS:
+                    raise ValueError(f"{field}: unknown {name!r}; one of {', '.join(SCENARIOS)}")
         if not self.scenarios or not self.durations_s or min(self.durations_s) < 60.0:
             raise ValueError("scenarios and durations_s need entries; durations are at least 60 s")
         for field in ("load", "tightness", "startup"):
@@ -113,7 +114,7 @@ class StageConfig(_Model):
 
     Attributes:
         level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
-        head: what an allocator decides: `terms`, how much of each pool's capacity the prior may
+        head: what an allocator decides: `terms`, how much of each role's capacity the prior may
             plan with and how dear it is to stop a replica; `residual`, a correction of every
             pool's quota at once; or `moves`, single replicas one by one within the budget.
         moves: most moves of a decision.
