@@ -16,9 +16,10 @@ pools) subject to
     GPUs per type, GPUs in total, watts;  low_i <= n_i <= high_i.
 
 The terms for changes double as tie-break: of equally good plans the one nearest to what runs wins.
-They are convex and bend at current_i, so n_i is low_i plus two bounded columns, up to there and
-beyond. No flow and n = low is feasible if anything is: `_simplex.py` starts from there, in
-microseconds. The duals of the pool rows are the marginal value of a GPU in each pool.
+They are convex and bend at current_i, so n_i is low_i plus bounded columns, up to there and
+beyond; what is known to be spare may be cheaper to stop, and has a column of its own. No flow and
+n = low is feasible if anything is: `_simplex.py` starts from there, in microseconds. The duals of
+the pool rows are the marginal value of a GPU in each pool.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ IntArray = NDArray[np.int64]
 # Serving a request must always be worth its wear on the numbers.
 _LEAST_DEMAND = 1e-6
 _LEAST_CAPACITY = 1e-9  # requests/s; a pool below that serves no request of the class
-_KEPT, _ADDED = -2, -1  # columns of replicas, below and above what runs
+_KEPT, _SPARE, _ADDED = -3, -2, -1  # columns of replicas: needed so far, spare, and new ones
 _SLACK = 1e-7  # GPUs; a lower bound may exceed a budget by that, as it comes from arithmetic
 
 
@@ -60,7 +61,7 @@ class FlowParameters:
         start_weight: cost of starting a replica on every GPU once: they hold their GPUs for the
             whole start-up time without serving, so moving GPUs between pools must be worth that.
         stop_weight: cost of stopping all prefill and aggregated replicas.
-        stop_weight_decode: the same for decode replicas.
+        stop_weight_decode: the same for decode replicas, unless they are spare.
     """
 
     headroom_prefill: float = 0.1
@@ -119,6 +120,7 @@ class FluidModel:
     Attributes:
         usable: share of each pool's capacity that the headroom leaves to plan with, shape (P,).
         stop: weighted cost of stopping a replica of each pool, shape (P,).
+        stop_spare: the same of one that was spare for long, shape (P,).
     """
 
     def __init__(self, spec: ClusterSpec, parameters: FlowParameters | None = None) -> None:
@@ -148,9 +150,11 @@ class FluidModel:
         self.usable: FloatArray = 1.0 - headroom[role]
         stop_weight = np.where(role == DECODE, p.stop_weight_decode, p.stop_weight)
         self.stop: FloatArray = stop_weight * share
+        self.stop_spare: FloatArray = np.minimum(p.stop_weight, stop_weight) * share
         self._minimum = arrays.minimum.astype(np.float64)
         self._maximum = arrays.maximum.astype(np.float64)
         self._type_budget = arrays.type_budget.astype(np.float64)
+        self._nothing = np.zeros(arrays.gpus.size)
 
     def solve(
         self,
@@ -165,6 +169,8 @@ class FluidModel:
         offered: FloatArray | None = None,
         usable: FloatArray | None = None,
         stop: FloatArray | None = None,
+        spare: FloatArray | None = None,
+        stop_spare: FloatArray | None = None,
     ) -> Allocation | None:
         """Return the best allocation, None if the bounds leave none.
 
@@ -181,6 +187,8 @@ class FluidModel:
             usable: share of each pool's capacity to plan with, shape (P,); None for what the
                 headroom leaves.
             stop: cost of stopping a replica of each pool, shape (P,); None for the weight's.
+            spare: how many of the current replicas are spare, shape (P,); None for none.
+            stop_spare: cost of stopping one of these, at most `stop`; None for the weight's.
         """
         found, replicas, flows, served, marginal = _allocate(
             self._fixed,
@@ -194,6 +202,8 @@ class FluidModel:
             self._type_budget if type_budget is None else _contiguous(type_budget),
             self.usable if usable is None else _contiguous(usable),
             self.stop if stop is None else _contiguous(stop),
+            self._nothing if spare is None else _contiguous(spare),
+            self.stop_spare if stop_spare is None else _contiguous(stop_spare),
         )
         return Allocation(replicas, flows, served, marginal) if found else None
 
@@ -215,11 +225,13 @@ def _allocate(
     type_budget: FloatArray,
     usable: FloatArray,
     stop: FloatArray,
+    spare: FloatArray,
+    stop_spare: FloatArray,
 ) -> tuple[bool, FloatArray, FloatArray, FloatArray, FloatArray]:
     """Return whether there is a solution; replicas, flows, flows served, marginal values."""
     C, P = cap.shape
     replicas, flows, served, marginal = low.copy(), np.zeros((C, P)), np.zeros(C), np.zeros(P)
-    pool_of, class_of, width = _columns(demand, cap, current, low, high)
+    pool_of, class_of, width = _columns(demand, cap, current, low, high, spare)
     first = P + 2 * C  # rows: pools, balance of each class, demand of each class, limits
     last = first + type_budget.size + fixed.sum_limits.size
     table = np.zeros((last + 1, pool_of.size + 1))
@@ -227,16 +239,19 @@ def _allocate(
         table[i, -1] = usable[i] * low[i]
     feasible = _limits(fixed, low, type_budget, table[first:last, -1])
     if not (
-        feasible and _are_numbers(demand, offered, cap, share, current, high - low, usable, stop)
+        feasible
+        and _are_numbers(demand, offered, cap, share, current, high - low, usable, stop)
+        and np.all(spare >= 0.0)
+        and np.all(stop_spare >= 0.0)
     ):
         return False, replicas, flows, served, marginal
-    _fill(fixed, demand, offered, cap, share, usable, stop, pool_of, class_of, table)
+    _fill(fixed, demand, offered, cap, share, usable, stop, stop_spare, pool_of, class_of, table)
     upper = np.full(last + pool_of.size, np.inf)
     upper[P : P + C] = 0.0
     upper[last:] = width
     program = _simplex.new_program(table, upper)
     for column in range(pool_of.size):
-        if class_of[column] == _KEPT:  # the optimum is seldom far from what runs
+        if class_of[column] in (_KEPT, _SPARE):  # the optimum is seldom far from what runs
             _simplex.flip_where_feasible(program, column)
     if _simplex.solve(program) != _simplex.OPTIMAL:
         return False, replicas, flows, served, marginal
@@ -280,21 +295,30 @@ def _are_numbers(
 
 @compiled
 def _columns(
-    demand: FloatArray, cap: FloatArray, current: FloatArray, low: FloatArray, high: FloatArray
+    demand: FloatArray,
+    cap: FloatArray,
+    current: FloatArray,
+    low: FloatArray,
+    high: FloatArray,
+    spare: FloatArray,
 ) -> tuple[IntArray, IntArray, FloatArray]:
-    """Return each column's pool, its class (or _KEPT, _ADDED), and its upper bound.
+    """Return each column's pool, its class (or _KEPT, _SPARE, _ADDED), and its upper bound.
 
     What can only be 0 gets no column. Flows are measured in the replicas they fill.
     """
     C, P = cap.shape
-    pool_of = np.empty((C + 2) * P, np.int64)
-    class_of = np.empty((C + 2) * P, np.int64)
-    width = np.full((C + 2) * P, np.inf)
+    pool_of = np.empty((C + 3) * P, np.int64)
+    class_of = np.empty((C + 3) * P, np.int64)
+    width = np.full((C + 3) * P, np.inf)
     k = 0
     for i in range(P):
         bend = min(max(current[i], low[i]), high[i])
-        if bend > low[i]:
-            pool_of[k], class_of[k], width[k] = i, _KEPT, bend - low[i]
+        kept = max(min(bend, current[i] - spare[i]), low[i])
+        if kept > low[i]:
+            pool_of[k], class_of[k], width[k] = i, _KEPT, kept - low[i]
+            k += 1
+        if bend > kept:
+            pool_of[k], class_of[k], width[k] = i, _SPARE, bend - kept
             k += 1
         if high[i] > bend:
             pool_of[k], class_of[k], width[k] = i, _ADDED, high[i] - bend
@@ -333,6 +357,7 @@ def _fill(
     share: FloatArray,
     usable: FloatArray,
     stop: FloatArray,
+    stop_spare: FloatArray,
     pool_of: IntArray,
     class_of: IntArray,
     table: FloatArray,
@@ -357,7 +382,10 @@ def _fill(
             table[first + fixed.type_index[i], k] = fixed.gpus[i]
             for s in range(fixed.sum_limits.size):
                 table[sums + s, k] = fixed.sums[s, i]
-            table[-1, k] = (stop[i] if c == _KEPT else -fixed.start[i]) - fixed.price[i]
+            change = -fixed.start[i]
+            if c != _ADDED:
+                change = stop[i] if c == _KEPT else stop_spare[i]
+            table[-1, k] = change - fixed.price[i]
             continue
         rate = cap[c, i] / fastest[c]
         gain = fixed.value[c] * cap[c, i] / worth

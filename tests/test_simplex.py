@@ -140,6 +140,14 @@ SPECS = [small_cluster(None), small_cluster(450.0)] + [
 ]
 
 
+PARAMETERS = [
+    FlowParameters(),
+    FlowParameters(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    FlowParameters(stop_weight=0.05, stop_weight_decode=0.5),
+    FlowParameters(stop_weight=0.5, stop_weight_decode=0.05),
+]
+
+
 class Instance:
     """Numbers of one problem; whole ones where `whole`, so that many optima tie."""
 
@@ -160,31 +168,36 @@ class Instance:
         self.low = np.minimum(arrays.minimum, rng.integers(0, 2, P)).astype(np.float64)
         self.high = self.low + rng.integers(0, arrays.maximum + 1)
         self.offered = np.maximum(self.demand * rng.random(C), 0.1)
+        self.spare = np.minimum(rng.integers(0, 3, P), self.current).astype(np.float64)
 
     def solve(self, model: FluidModel) -> Allocation | None:
         return model.solve(
             self.demand, self.cap, self.share, self.current,
             low=self.low, high=self.high, type_budget=self.budget, offered=self.offered,
+            spare=self.spare,
         )  # fmt: skip
 
 
 def reference_optimum(spec: ClusterSpec, p: FlowParameters, x: Instance) -> float | None:
-    """Solve the problem as the opening of `flow.py` states it: columns n, up, down, flows."""
+    """Solve the problem as `flow.py` states it: columns n, up, down, down of spare, flows."""
     C, P = x.cap.shape
     role = np.array([ROLES.index(q.role) for q in spec.pools])
     arrays = FluidModel(spec, p).arrays
     headroom = np.array([p.headroom_prefill, p.headroom_decode, p.headroom_aggregated])[role]
     share = arrays.gpus / arrays.type_budget.sum()
-    cost = np.zeros(3 * P + C * P)
+    cost = np.zeros(4 * P + C * P)
     cost[:P] = -weighted_price(spec, p)
     stop = np.where(role == DECODE, p.stop_weight_decode, p.stop_weight)
     cost[P : 2 * P], cost[2 * P : 3 * P] = -p.start_weight * share, -stop * share
+    cost[3 * P : 4 * P] = -np.minimum(stop, p.stop_weight) * share
     value = np.array([c.value for c in spec.slo_classes])
-    flow = 3 * P + np.arange(C * P).reshape(C, P)
+    flow = 4 * P + np.arange(C * P).reshape(C, P)
     gain = value[:, None] * np.where(role == DECODE, x.share - 1.0, x.share)
     cost[flow] = gain / max(value @ x.offered, 1e-6)
-    high = np.concatenate([x.high, np.full(2 * P, INF), np.where(x.cap > 0, INF, 0.0).ravel()])
-    low = np.concatenate([x.low, np.zeros(2 * P + C * P)])
+    high = np.concatenate(
+        [x.high, np.full(2 * P, INF), x.spare, np.where(x.cap > 0, INF, 0.0).ravel()]
+    )
+    low = np.concatenate([x.low, np.zeros(3 * P + C * P)])
     rows = []
 
     def row(least: float, most: float, columns: Floats, values: Floats) -> None:
@@ -195,7 +208,8 @@ def reference_optimum(spec: ClusterSpec, p: FlowParameters, x: Instance) -> floa
     for i in range(P):
         load = 1.0 / np.where(x.cap[:, i] > 0, x.cap[:, i], 1.0)
         row(-INF, 0.0, np.append(flow[:, i], i), np.append(load, headroom[i] - 1.0))
-        row(x.current[i], x.current[i], np.array([i, P + i, 2 * P + i]), np.array([1, -1, 1]))
+        changes = np.array([i, P + i, 2 * P + i, 3 * P + i])
+        row(x.current[i], x.current[i], changes, np.array([1, -1, 1, 1]))
     for c in range(C):
         row(0.0, 0.0, flow[c], np.where(role == PREFILL, 1, np.where(role == DECODE, -1, 0)))
         row(-INF, x.demand[c], flow[c], role != DECODE)
@@ -224,7 +238,10 @@ def objective(spec: ClusterSpec, p: FlowParameters, x: Instance, found: Allocati
     gpus = np.array([q.gpus_per_replica for q in spec.pools])
     change = found.replicas - x.current
     stop = np.where(role == DECODE, p.stop_weight_decode, p.stop_weight)
-    moved = p.start_weight * np.maximum(change, 0.0) + stop * np.maximum(-change, 0.0)
+    stopped = np.maximum(-change, 0.0)
+    of_spare = np.minimum(stopped, x.spare)
+    moved = p.start_weight * np.maximum(change, 0.0) + stop * (stopped - of_spare)
+    moved += np.minimum(stop, p.stop_weight) * of_spare
     worth = max(value @ x.offered, 1e-6)
     return float(
         (value @ gain).sum() / worth
@@ -237,14 +254,13 @@ def objective(spec: ClusterSpec, p: FlowParameters, x: Instance, found: Allocati
     which=st.integers(0, len(SPECS) - 1),
     seed=st.integers(0, 2**31),
     whole=st.booleans(),
-    free=st.booleans(),
+    parameters=st.sampled_from(PARAMETERS),
 )
 @MANY
 def test_allocation_is_feasible_and_as_good_as_that_of_highs(
-    which: int, seed: int, whole: bool, free: bool
+    which: int, seed: int, whole: bool, parameters: FlowParameters
 ) -> None:
     spec = SPECS[which]
-    parameters = FlowParameters(0.0, 0.0, 0.0, 0.0, 0.0, 0.0) if free else FlowParameters()
     model = FluidModel(spec, parameters)
     x = Instance(spec, seed, whole)
     found = x.solve(model)
@@ -308,7 +324,7 @@ def test_a_marginal_value_bounds_what_more_of_a_pool_is_worth(seed: int) -> None
 
 
 @pytest.mark.parametrize(
-    "where", ["demand", "offered", "cap", "share", "current", "low", "high", "budget"]
+    "where", ["demand", "offered", "cap", "share", "current", "low", "high", "budget", "spare"]
 )
 def test_what_is_not_a_number_has_no_solution(where: str) -> None:
     x = Instance(SPECS[3], 1, whole=False)

@@ -38,7 +38,10 @@ from tests.test_learned import SPEC, assert_same, drive
 ALLOCATOR = networks.ALLOCATOR._replace(outputs=N_TERMS)
 N_POOLS = len(SPEC.pools)
 SHAPE = (len(ROLES), N_TERMS)
-NO_CHANGE = Terms(np.ones(N_POOLS), np.ones(N_POOLS))
+OTHERS = terms_of(
+    np.tile([-1.0, 0.5, -0.5, 0.7], (len(ROLES), 1)), CapacityModel.from_spec(SPEC).role
+)
+NO_CHANGE = Terms.unchanged(N_POOLS)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,7 @@ def test_a_trained_allocator_decides_in_the_environment_as_deployed(
     assert_same(env.run.simulation.result(), drive(policy, trace, env.run.episode.seed))
 
 
-def test_less_capacity_means_more_quota_and_dear_stops_keep_it(trace: Trace) -> None:
+def test_less_capacity_means_more_quota_and_what_else_terms_do(trace: Trace) -> None:
     def quota(trace: Trace, *action: float) -> float:
         env = PlannerEnv(TermsLevel("lp:hold_s=60"), spec=SPEC, trace=trace)
         env.reset(seed=3)
@@ -99,9 +102,11 @@ def test_less_capacity_means_more_quota_and_dear_stops_keep_it(trace: Trace) -> 
             total += env.run.control.quota.sum()
         return total
 
-    assert quota(trace, -1.0, 0.0) > quota(trace, 0.0, 0.0) > quota(trace, 1.0, 0.0)
+    assert quota(trace, -1.0, 0, 0, 0) > quota(trace, 0, 0, 0, 0) > quota(trace, 1.0, 0, 0, 0)
     falls = requests(rate=40.0, busy_s=300.0, duration_s=900.0)
-    assert quota(falls, 0.0, 1.0) > quota(falls, 0.0, -1.0)
+    assert quota(falls, 0, 1.0, 0, 0) > quota(falls, 0, -1.0, 0, 0)
+    assert quota(falls, 0, -1.0, 1.0, 0) > quota(falls, 0, -1.0, 0, 0)
+    assert quota(falls, 0, 0, 0, 1.0) > quota(falls, 0, 0, 0, -1.0)
 
 
 def test_the_environment_is_sound_and_no_agent_leaves_the_budget(trace: Trace) -> None:
@@ -143,7 +148,7 @@ def test_planning_again_leaves_no_trace_in_the_planner(trace: Trace) -> None:
     class Asked(FluidPlanner):
         def decide(self, observation):  # type: ignore[no-untyped-def]
             plan = super().decide(observation)
-            self.replan(Terms(np.full(N_POOLS, 0.5), np.full(N_POOLS, 3.0)))
+            self.replan(OTHERS)
             again = self.replan(NO_CHANGE)
             if again is not None:  # it holds at first, for want of metrics
                 seen.append(again)
@@ -172,12 +177,16 @@ def test_terms_stay_within_their_bounds_and_zeros_change_nothing(
 ) -> None:
     role = np.array(roles)
     terms = terms_of(action, role)
-    assert terms.capacity.shape == terms.stop.shape == role.shape
+    assert terms.capacity.shape == terms.stop.shape == terms.keep.shape == role.shape
     assert np.all((terms.capacity >= 0.5) & (terms.capacity <= 2.0))
     assert np.all((terms.stop >= 0.1) & (terms.stop <= 10.0))
-    zeros_only = terms_of(np.zeros(SHAPE), role)
-    assert np.all(zeros_only.capacity == 1.0)
-    assert np.all(zeros_only.stop == 1.0)
+    assert np.all((terms.keep >= 0.5) & (terms.keep <= 2.0))
+    assert 0.25 <= terms.outlook <= 4.0
+    nothing, unchanged = terms_of(np.zeros(SHAPE), role), Terms.unchanged(role.size)
+    np.testing.assert_array_equal(nothing.capacity, unchanged.capacity)
+    np.testing.assert_array_equal(nothing.stop, unchanged.stop)
+    np.testing.assert_array_equal(nothing.keep, unchanged.keep)
+    assert nothing.outlook == unchanged.outlook
 
 
 @torch.no_grad()
@@ -185,7 +194,7 @@ def test_the_head_that_is_trained_means_what_is_deployed() -> None:
     """Pools and roles that do not exist neither act nor count."""
     env = PlannerEnv(TermsLevel(), spec=SPEC, trace=requests(), layout=Layout(6, 4, 3))
     seen = take_apart(torch.from_numpy(env.reset(seed=1)[0][None]), env.layout)
-    out = torch.randn(1, 6, N_TERMS, generator=torch.Generator().manual_seed(1))
+    out = 0.3 * torch.randn(1, 6, N_TERMS, generator=torch.Generator().manual_seed(1))
     head = TermsHead(0.4, 0.5)
     acted = head.act(out, seen, True)[0]
     assert env.action_space.contains(acted.numpy())
@@ -201,7 +210,7 @@ def test_a_checkpoint_with_other_outputs_than_terms_is_refused(tmp_path: Path) -
     path = write_checkpoint(tmp_path / "wrong", zeros(ALLOCATOR))
     manifest = path / "manifest.yaml"
     manifest.write_text(manifest.read_text().replace(f"outputs: {N_TERMS}", "outputs: 1"))
-    with pytest.raises(CheckpointError, match=r"head terms needs allocator\.outputs: 2, not 1"):
+    with pytest.raises(CheckpointError, match=r"head terms needs allocator\.outputs: 4, not 1"):
         checkpoints.load(path)
 
 
@@ -211,5 +220,5 @@ def test_levels_of_residuals_and_terms_agree_on_doing_nothing(trace: Trace) -> N
     ended = False
     while not ended:
         *_, ended, _ = plain.step(np.zeros(N_POOLS, np.float32))
-    env = finished(PlannerEnv(TermsLevel(), spec=SPEC, trace=trace), 0.0, 0.0)
+    env = finished(PlannerEnv(TermsLevel(), spec=SPEC, trace=trace), 0.0)
     assert_same(plain.run.simulation.result(), env.run.simulation.result())

@@ -22,7 +22,7 @@ class TermsLevel(GlobalLevel):
     """
 
     def action_space(self, layout: Layout) -> spaces.Space[Any]:
-        """Return two numbers in [-1, 1] per role; those of roles without pools do nothing."""
+        """Return `N_TERMS` numbers in [-1, 1] per role; those of roles without pools do nothing."""
         return spaces.Box(-1.0, 1.0, (len(ROLES), N_TERMS), np.float32)
 
     def terms(self, run: Run, action: Any) -> Terms | None:

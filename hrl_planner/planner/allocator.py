@@ -1,10 +1,10 @@
 """From an allocator's actions to replicas: corrections of a planner without learning.
 
 Of its plan (`residual`), or of the terms it plans on (`terms_of`): how much of their capacity the
-LP may count on, and what it costs to let a replica go, in each role. Queues, batching and caches
-are coarse in the LP's capacities, and a price on moves is a poor picture of what minutes without a
-replica cost: where the terms are wrong a whole plan is, and it is corrected better there than pool
-by pool.
+LP may count on, what it costs to let a replica go and how many must stay, in each role, and how
+far to trust the forecast. Queues, batching and caches are coarse in the LP's capacities, a price on
+moves is a poor picture of what minutes without a replica cost, and a trend may go on or not: where
+the terms are wrong a whole plan is, and it is corrected better there than pool by pool.
 Reinforcement learning of an optimiser's parameters instead of its answers: Gros and Zanon,
 "Data-driven economic NMPC using reinforcement learning", IEEE TAC 65(2), 2020.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from hrl_planner.capacity import ROLES
 from hrl_planner.planner.policy import FloatArray, IntArray, Plan, Terms
 
-N_TERMS = 2
+N_TERMS = 4
 """Numbers per role that `terms_of` reads."""
 _WITHIN = 0.49  # of half a replica: what rounds to the plan
 
@@ -55,11 +55,19 @@ def by_role(outputs: FloatArray, role: IntArray) -> FloatArray:
 
 
 def terms_of(action: FloatArray, role: IntArray) -> Terms:
-    """Return the terms an action asks for: capacities times 2^a, costs of stopping times 10^b.
+    """Return the terms an action asks for.
 
     Args:
-        action: a and b of every role, each kept within -1 and 1, shape (roles, 2).
+        action: of every role the exponents of capacity (base 2), cost of stopping (10), what stays
+            (2) and outlook (4, the mean of the roles there are), each kept within -1 and 1, shape
+            (roles, N_TERMS).
         role: of every pool, as in `ROLES`, shape (P,).
     """
-    bounded = np.clip(action, -1.0, 1.0)[role]
-    return Terms(np.exp2(bounded[:, 0]), 10.0 ** bounded[:, 1])
+    bounded = np.clip(action, -1.0, 1.0)
+    of_pools = bounded[role]
+    return Terms(
+        capacity=np.exp2(of_pools[:, 0]),
+        stop=10.0 ** of_pools[:, 1],
+        keep=np.exp2(of_pools[:, 2]),
+        outlook=float(4.0 ** bounded[np.unique(role), 3].mean()),
+    )

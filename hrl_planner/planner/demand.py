@@ -52,7 +52,7 @@ class Demand:
     load: ClassLoad
 
 
-class _Recent:
+class Recent:
     """Rows of the last while, oldest first, in arrays that are read without being rebuilt."""
 
     def __init__(self, width: int) -> None:
@@ -104,7 +104,7 @@ class ObservedDemand:
         """See the class."""
         self._horizon_s, self._hold_s, self._drain_s = horizon_s, hold_s, drain_s
         self._trend = trend
-        self._seen = self._peaks = _Recent(0)
+        self._seen = self._peaks = Recent(0)
         self._shape: FloatArray = np.zeros((len(_TYPICAL), 0))
         self._residence_s: FloatArray = np.zeros(0)
         self._itl_s: FloatArray = np.zeros(0)
@@ -112,7 +112,7 @@ class ObservedDemand:
     def reset(self, context: PlanContext) -> None:
         """Forget everything."""
         classes = context.spec.slo_classes
-        self._seen, self._peaks = _Recent(len(classes)), _Recent(len(classes))
+        self._seen, self._peaks = Recent(len(classes)), Recent(len(classes))
         self._shape = np.repeat(list(_TYPICAL.values()), len(classes)).reshape(len(_TYPICAL), -1)
         self._residence_s = np.array([c.ttft_ms for c in classes]) * 1e-3
         self._itl_s = np.array([c.itl_ms for c in classes]) * 1e-3

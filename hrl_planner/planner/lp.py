@@ -12,6 +12,7 @@ is scaled by the rule, and the LP plans the others around it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -21,15 +22,20 @@ from hrl_planner.budget import project
 from hrl_planner.capacity import DECODE, CapacityModel, ClassLoad, capacity
 from hrl_planner.errors import PolicyError
 from hrl_planner.flow import Allocation, FlowParameters, FluidModel
-from hrl_planner.observation import POOL_FIELDS, ClusterObservation
-from hrl_planner.planner.demand import Demand, ObservedDemand, TraceDemand, startup_horizon_s
+from hrl_planner.observation import ClusterObservation
+from hrl_planner.planner.demand import (
+    Demand,
+    ObservedDemand,
+    TraceDemand,
+    startup_horizon_s,
+)
 from hrl_planner.planner.policy import Advice, FloatArray, IntArray, Plan, PlanContext, Terms
+from hrl_planner.planner.pool_memory import PoolMemory, or_zero, targets_of
 from hrl_planner.planner.rule import RulePolicy
 
 _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
-_PENDING_RETRY_S = 300.0
 _FEW = 3  # replicas of a pool that the first solve assumes at least
-_HOLDING = [POOL_FIELDS.index(name) for name in ("ready", "starting", "draining")]
+_LEAST_CAPACITY = 1e-9  # requests/s
 _LEAST_WORTH = 0.25  # of the planned demand, where next to nothing arrives now
 
 _Rates = tuple[FloatArray, FloatArray]  # requests/s per replica and share in time, as `capacity`
@@ -47,6 +53,7 @@ class _Moment:
         idle: pools that have had nothing to do for long, shape (P,).
         gpus: that can be had of each type, shape (T,).
         by_rule: replicas the rule asks for in pools without a profile, in their order.
+        spare: replicas that no plan of the last `spare_s` had a use for, shape (P,).
     """
 
     observation: ClusterObservation
@@ -56,6 +63,7 @@ class _Moment:
     idle: NDArray[np.bool_]
     gpus: FloatArray
     by_rule: FloatArray
+    spare: FloatArray
 
 
 class DemandSource(Protocol):
@@ -81,6 +89,8 @@ class FluidPlanner:
         stop_weight: the same for stopping prefill and aggregated replicas.
         stop_weight_decode: the same for decode replicas, which take with them what they generate
             and cache.
+        spare_s: time without a use after which stopping a decode replica costs no more than others:
+            holding what is not needed must not be cheaper than letting it go for ever.
         price_weight: cost of holding the whole budget; absent, the reward's.
         round_up: fractions of a replica above this become a whole one.
         interval_s: time between decisions; absent, the local interval.
@@ -94,16 +104,17 @@ class FluidPlanner:
 
     def __init__(
         self,
-        headroom: float = 0.3,
-        headroom_prefill: float = 0.15,
-        quantile: float = 0.6,
-        trend: float = 1.5,
+        headroom: float = 0.49,
+        headroom_prefill: float = 0.42,
+        quantile: float = 0.7,
+        trend: float = 1.0,
         hold_s: float = 600.0,
-        start_weight: float = 0.03,
-        stop_weight: float = 0.08,
-        stop_weight_decode: float = 0.24,
+        start_weight: float = 0.007,
+        stop_weight: float = 0.17,
+        stop_weight_decode: float = 0.74,
+        spare_s: float = 60.0,
         price_weight: float | None = None,
-        round_up: float = 0.02,
+        round_up: float = 0.13,
         interval_s: float | None = None,
         outage_s: float = 900.0,
         idle_s: float = 1800.0,
@@ -118,7 +129,7 @@ class FluidPlanner:
         self._headroom, self._headroom_prefill = headrooms
         self._quantile, self._round_up = quantile, round_up
         self._trend, self._hold_s, self._outage_s = trend, hold_s, outage_s
-        self._idle_s = idle_s
+        self._idle_s, self._spare_s = idle_s, spare_s
         self._start_weight = start_weight
         self._stop_weight, self._stop_weight_decode = stop_weight, stop_weight_decode
         self._price_weight = price_weight
@@ -160,18 +171,23 @@ class FluidPlanner:
         self._settle_s = 2.0 * spec.intervals.window_s
         self._mean_plan: FloatArray | None = None
         self._moment: _Moment | None = None
-        n_types = self._arrays.type_budget.size
-        self._pending_since_s = np.full(n_types, np.inf)
-        self._idle_since_s = np.full(len(spec.pools), np.inf)
+        self._memory = PoolMemory(
+            self._arrays,
+            idle_s=self._idle_s,
+            spare_s=self._spare_s,
+            patience_s=self.interval_s,
+            settle_s=self._settle_s,
+        )
+        self._own_terms = Terms.unchanged(len(spec.pools))
         self._ready = True
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Plan for the forecast; hold while nothing is known."""
         self._moment = self._look(observation)
         if self._moment is None:
-            plan = self._hold(observation, _targets(observation))
+            plan = self._hold(observation, targets_of(observation))
         else:
-            plan = self._plan(self._moment, self._flow.usable, self._flow.stop)
+            plan = self._plan(self._moment, self._own_terms)
         share = 0.02
         if self._mean_plan is None:
             self._mean_plan = plan.replicas.astype(np.float64)
@@ -186,8 +202,7 @@ class FluidPlanner:
         """
         if self._moment is None:
             return None
-        usable, stop = self._flow.usable * terms.capacity, self._flow.stop * terms.stop
-        return self._plan(self._moment, usable, stop)
+        return self._plan(self._moment, terms)
 
     def listen(self, observation: ClusterObservation) -> FloatArray | None:
         """Take in the demand, and route it over the replicas that serve now."""
@@ -217,18 +232,19 @@ class FluidPlanner:
             by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
         return _Moment(
             observation,
-            _targets(observation),
+            targets_of(observation),
             demand,
             rates,
-            self._idle(observation),
-            self._available(observation),
+            self._memory.idle(observation),
+            self._memory.available(observation),
             by_rule,
+            self._memory.spare(observation),
         )
 
-    def _plan(self, moment: _Moment, usable: FloatArray, stop: FloatArray) -> Plan:
+    def _plan(self, moment: _Moment, terms: Terms) -> Plan:
         """Solve, make whole, and route."""
         current, demand = moment.current, moment.demand
-        best = self._allocate(moment, usable, stop)
+        best = self._allocate(moment, terms)
         if best is None:
             return self._projected(current.astype(np.float64), current, "lp: no solution, hold")
         whole = np.ceil(best.replicas - self._round_up)
@@ -252,20 +268,6 @@ class FluidPlanner:
     def _projected(self, desired: FloatArray, current: IntArray, reason: str) -> Plan:
         return Plan(project(desired, current, self._arrays), reason=reason)
 
-    def _idle(self, observation: ClusterObservation) -> NDArray[np.bool_]:
-        """Say which pools have had nothing to do for `idle_s`.
-
-        The cost of stopping outweighs the price of the cheaper GPUs: by the LP alone, what is idle
-        would stay for ever.
-        """
-        at_work = observation.pool_field("arrivals_rps")
-        for name in ("running", "waiting"):
-            at_work = at_work + _or_zero(observation.pool_field(name))
-        since = self._idle_since_s
-        since[np.isinf(since)] = observation.now_s
-        since[~(at_work <= 0.0)] = np.inf  # unknown is not idle
-        return observation.now_s - since >= self._idle_s
-
     def _source(self, context: PlanContext) -> DemandSource:
         horizon_s = startup_horizon_s(context.spec)
         return ObservedDemand(horizon_s, self._hold_s, 120.0, self._trend)
@@ -280,42 +282,48 @@ class FluidPlanner:
             np.ceil(self._mean_plan - 0.5), current, "lp: long outage, mean plan"
         )
 
-    def _allocate(self, moment: _Moment, usable: FloatArray, stop: FloatArray) -> Allocation | None:
+    def _allocate(self, moment: _Moment, terms: Terms) -> Allocation | None:
         """Solve twice: the first flows say which classes meet in a pool.
 
         What serves now is needed until its replacement does: replicas that carry the present
         demand stay, and only GPUs beyond them move.
         """
         observation, demand, current = moment.observation, moment.demand, moment.current
+        solve = partial(
+            self._flow.solve,
+            usable=self._flow.usable * terms.capacity,
+            stop=self._flow.stop * terms.stop,
+            spare=moment.spare,
+            stop_spare=self._flow.stop_spare * terms.stop,
+        )
         # Replicas that share a queue carry more each, which the LP cannot see coming: the first
         # solve assumes a few everywhere, the second what the first came to.
         held = current.astype(np.float64)
         servers = np.minimum(np.maximum(held, _FEW), self._maximum)
         low, high = self._minimum.copy(), self._maximum.copy()
         low[self._blind] = high[self._blind] = moment.by_rule
-        ready = _or_zero(observation.pool_field("ready"))
-        needed = self._flow.solve(
+        ready = or_zero(observation.pool_field("ready"))
+        needed = solve(
             demand.now,
             *moment.rates,
             ready,
             low=np.minimum(low, ready),
             high=np.minimum(high, ready),
-            usable=usable,
-            stop=stop,
         )
         if needed is not None:
-            kept = np.minimum(np.ceil(needed.replicas - self._round_up), current)
+            kept = np.minimum(np.ceil(terms.keep * needed.replicas - self._round_up), current)
             if observation.now_s < self._settled_s:
-                starting = _or_zero(observation.pool_field("starting"))
+                starting = or_zero(observation.pool_field("starting"))
                 kept = np.minimum(ready + starting, current)
             low = np.minimum(np.maximum(kept, low), high)
-        offered = np.maximum(demand.now, _LEAST_WORTH * demand.planned)
+        planned = demand.now + terms.outlook * (demand.planned - demand.now)
+        offered = np.maximum(demand.now, _LEAST_WORTH * planned)
         tightest = None
         best = None
         for _ in range(2):
             cap, share = self._capacity(demand.load, servers, tightest)
-            best = self._flow.solve(
-                demand.planned,
+            best = solve(
+                planned,
                 cap,
                 share,
                 held,
@@ -323,13 +331,13 @@ class FluidPlanner:
                 high=high,
                 type_budget=moment.gpus,
                 offered=offered,
-                usable=usable,
-                stop=stop,
             )
             if best is None:
                 return None
             tightest = self._tightest(best.flows, cap)
             servers = np.maximum(np.ceil(best.replicas - self._round_up), 1.0)
+            filled = (best.flows / np.maximum(cap, _LEAST_CAPACITY)).sum(axis=0)
+            self._memory.use(filled / (self._flow.usable * terms.capacity) - self._round_up)
         return best
 
     def _route(self, ready: FloatArray, demand: Demand, rates: _Rates) -> FloatArray | None:
@@ -358,25 +366,10 @@ class FluidPlanner:
 
     def _tightest(self, flows: FloatArray, cap: FloatArray) -> IntArray:
         """Return per pool the class with the tightest target among those that load it."""
-        load = flows / np.maximum(cap, 1e-9)
+        load = flows / np.maximum(cap, _LEAST_CAPACITY)
         present = load > _PRESENT * np.maximum(load.sum(axis=0), 1e-9)
         order = np.where(present, self._target_s, np.inf)
         return np.where(present.any(axis=0), order.argmin(axis=0), -1)
-
-    def _available(self, observation: ClusterObservation) -> FloatArray:
-        """Return GPUs per type; where replicas stay pending, only what is held."""
-        arrays, now_s = self._arrays, observation.now_s
-        n_types = arrays.type_budget.size
-        pending = _or_zero(observation.pool_field("pending"))
-        waits = np.bincount(arrays.type_index, pending, n_types) > 0
-        since = self._pending_since_s
-        since[waits & np.isinf(since)] = now_s
-        # Once replanned the pending replicas are gone: remember the shortage until a retry is due.
-        since[now_s - since > _PENDING_RETRY_S] = np.inf
-        held = _or_zero(observation.pools[:, _HOLDING]).sum(axis=1)
-        used = np.bincount(arrays.type_index, arrays.gpus * held, n_types)
-        short = now_s - since >= self.interval_s
-        return np.where(short, np.minimum(used, arrays.type_budget), arrays.type_budget)
 
 
 class OracleFluidPlanner(FluidPlanner):
@@ -386,13 +379,3 @@ class OracleFluidPlanner(FluidPlanner):
 
     def _source(self, context: PlanContext) -> DemandSource:
         return TraceDemand(startup_horizon_s(context.spec))
-
-
-def _or_zero(values: FloatArray) -> FloatArray:
-    return np.where(np.isnan(values), 0.0, values)
-
-
-def _targets(observation: ClusterObservation) -> IntArray:
-    targets = observation.pool_field("target_replicas")
-    live = observation.pool_field("ready") + observation.pool_field("starting")
-    return np.where(np.isnan(targets), _or_zero(live), targets).astype(np.int64)

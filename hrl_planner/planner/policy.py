@@ -101,10 +101,19 @@ class Terms:
     Attributes:
         capacity: share of each pool's capacity that is planned with, shape (P,).
         stop: cost of stopping a replica of each pool, shape (P,).
+        keep: replicas of each pool that stay because they serve what arrives now, shape (P,).
+        outlook: demand planned for beyond what arrives now.
     """
 
     capacity: FloatArray
     stop: FloatArray
+    keep: FloatArray
+    outlook: float = 1.0
+
+    @classmethod
+    def unchanged(cls, n_pools: int) -> Terms:
+        """Return a planner's own terms."""
+        return cls(np.ones(n_pools), np.ones(n_pools), np.ones(n_pools))
 
 
 @runtime_checkable
