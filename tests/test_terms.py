@@ -93,8 +93,8 @@ def test_a_trained_allocator_decides_in_the_environment_as_deployed(
 
 
 def test_less_capacity_means_more_quota_and_what_else_terms_do(trace: Trace) -> None:
-    def quota(trace: Trace, *action: float) -> float:
-        env = PlannerEnv(TermsLevel("lp:hold_s=60"), spec=SPEC, trace=trace)
+    def quota(trace: Trace, *action: float, prior: str = "lp:hold_s=60") -> float:
+        env = PlannerEnv(TermsLevel(prior), spec=SPEC, trace=trace)
         env.reset(seed=3)
         total, ended = 0.0, False
         while not ended:
@@ -105,7 +105,10 @@ def test_less_capacity_means_more_quota_and_what_else_terms_do(trace: Trace) -> 
     assert quota(trace, -1.0, 0, 0, 0) > quota(trace, 0, 0, 0, 0) > quota(trace, 1.0, 0, 0, 0)
     falls = requests(rate=40.0, busy_s=300.0, duration_s=900.0)
     assert quota(falls, 0, 1.0, 0, 0) > quota(falls, 0, -1.0, 0, 0)
-    assert quota(falls, 0, -1.0, 1.0, 0) > quota(falls, 0, -1.0, 0, 0)
+    scarce = requests(rate=120.0, busy_s=800.0, duration_s=900.0)
+    fickle = "lp:stop_weight=0.01,stop_weight_decode=0.01"
+    held = [quota(scarce, 0, 0, keep, 0, prior=fickle) for keep in (-1.0, 0.0, 1.0)]
+    assert held[0] < held[1] < held[2]
     assert quota(falls, 0, 0, 0, 1.0) > quota(falls, 0, 0, 0, -1.0)
 
 
