@@ -1,96 +1,87 @@
-"""The strongest LP: all parameters of the fluid planner searched on validation days.
+"""The strongest LP: parameters of the fluid planner searched on the experiment's validation days.
 
-    .venv/bin/python experiments/lp_tuning.py --trials 150
+    .venv/bin/python experiments/lp_tuning.py --minutes 15
 
-A candidate runs eight scenarios at four loads, from less than they were made for to 2.2 times it,
-where GPUs are scarce; its value is the mean of value-weighted attainment - 0.1 x cost over the
-budget's price. Prints every improvement, and last the best candidates as policy texts. Optuna's TPE
-searches; the first candidate is what shipped before.
+A candidate plays some validation days of every cell; its value is the mean of value-weighted
+attainment, in points, less `--per-dollar` points for each dollar spent. The defaults come first,
+Optuna's TPE goes on from there. Prints every improvement, and last the best candidates as policy
+texts: compare those on other days with `lp_cells.py` before believing them.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import multiprocessing
+import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import optuna
-from lp_parameters import NAMES, VALIDATION_SEED, measure
+from lp_cells import FIRST_VALIDATION_DAY, jobs_of, measure
+from optuna.trial import BaseTrial, FixedTrial
 
-LOADS = (0.7, 1.0, 1.6, 2.2)
-SHIPPED = {
-    "headroom": 0.25,
-    "headroom_prefill": 0.25,
-    "quantile": 0.95,
-    "trend": 0.5,
-    "hold_s": 600.0,
-    "start_weight": 0.3,
-    "stop_weight": 0.02,
-    "stop_weight_decode": 0.02,
-    "price_weight": 0.1,
-    "round_up": 0.15,
-    "interval_s": 10.0,
-}
+from hrl_planner.planner.lp import FluidPlanner
 
-# The best of a search over the loads 1.0 and 1.6 only, rounded.
-FIRST_SEARCH = SHIPPED | {
-    "headroom": 0.45,
-    "headroom_prefill": 0.45,
-    "quantile": 0.8,
-    "trend": 1.2,
-    "start_weight": 0.05,
-    "stop_weight": 0.1,
-    "stop_weight_decode": 0.1,
-    "round_up": 0.03,
+RANGES = {  # lowest, highest, whether on a log scale
+    "headroom": (0.2, 0.6, False),
+    "headroom_prefill": (0.05, 0.5, False),
+    "quantile": (0.5, 0.9, False),
+    "trend": (0.8, 2.5, False),
+    "hold_s": (200.0, 1800.0, True),
+    "start_weight": (0.003, 0.3, True),
+    "stop_weight": (0.02, 2.0, True),
+    "stop_weight_decode": (0.08, 3.0, True),
+    "spare_s": (20.0, 600.0, True),
+    "round_up": (0.0, 0.3, False),
 }
 
 
-def suggest(trial: optuna.Trial) -> str:
+def suggest(trial: BaseTrial) -> str:
     """Return a candidate as a policy text."""
     values = {
-        "headroom": trial.suggest_float("headroom", 0.0, 0.5),
-        "headroom_prefill": trial.suggest_float("headroom_prefill", 0.0, 0.5),
-        "quantile": trial.suggest_float("quantile", 0.6, 0.98),
-        "trend": trial.suggest_float("trend", 0.0, 1.5),
-        "hold_s": trial.suggest_float("hold_s", 60.0, 2400.0, log=True),
-        "start_weight": trial.suggest_float("start_weight", 0.02, 1.0, log=True),
-        "stop_weight": trial.suggest_float("stop_weight", 0.002, 0.5, log=True),
-        "stop_weight_decode": trial.suggest_float("stop_weight_decode", 0.002, 0.5, log=True),
-        "price_weight": trial.suggest_float("price_weight", 0.01, 0.15, log=True),
-        "round_up": trial.suggest_float("round_up", 0.0, 0.6),
-        "interval_s": trial.suggest_categorical("interval_s", [10.0, 20.0, 30.0, 60.0]),
+        name: trial.suggest_float(name, low, high, log=log)
+        for name, (low, high, log) in RANGES.items()
     }
-    return "lp:" + ",".join(f"{name}={round(value, 4)}" for name, value in values.items())
+    return "lp:" + ",".join(f"{name}={value:.4g}" for name, value in values.items())
+
+
+def defaults() -> dict[str, float]:
+    """Return what the planner ships with."""
+    known = inspect.signature(FluidPlanner).parameters
+    return {name: known[name].default for name in RANGES}
 
 
 def main() -> None:
     """Search and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=150)
-    trials = parser.parse_args().trials
+    parser.add_argument("--config", type=Path, default=Path("experiments/experiment/main.yaml"))
+    parser.add_argument("--first", type=int, default=FIRST_VALIDATION_DAY)
+    parser.add_argument("--seeds", type=int, default=3, help="days of every cell")
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--per-dollar", type=float, default=0.2)
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    days = range(arguments.first, arguments.first + arguments.seeds)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=25)
+    sampler = optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=20)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    study.enqueue_trial(SHIPPED)
-    study.enqueue_trial(FIRST_SEARCH)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        for number in range(trials):
+    study.enqueue_trial(defaults())
+    jobs_with = partial(jobs_of, arguments.config, days)
+    until_s = time.monotonic() + 60.0 * arguments.minutes
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        while time.monotonic() < until_s:
             trial = study.ask()
             text = suggest(trial)
-            jobs = [
-                (name, text, VALIDATION_SEED + k, load)
-                for k, load in enumerate(LOADS)
-                for name in NAMES
-            ]
-            rows = np.array(list(pool.map(measure, jobs)))
-            value, cost = float(rows[:, 0].mean()), float(rows[:, 1].mean())
-            trial.set_user_attr("text", f"{text}  value {value:.4f} cost {cost:.3f}")
-            study.tell(trial, value - 0.1 * cost)
+            rows = np.array(list(pool.map(measure, jobs_with([text])[1])))[:, 0]
+            attained, cost = rows.mean(axis=0)
+            study.tell(trial, float(attained - arguments.per_dollar * cost))
             if study.best_trial.number == trial.number:
-                print(f"{number:4} {study.best_value:.4f}  {trial.user_attrs['text']}", flush=True)
+                print(f"{trial.number:4} {attained:.2f} % for ${cost:.2f}  {text}", flush=True)
     for best in sorted(study.trials, key=lambda t: -(t.value or 0.0))[:5]:
-        print(f"{best.value:.4f}  {best.user_attrs['text']}")
+        print(f"{best.value:.2f}  {suggest(FixedTrial(best.params))}")
 
 
 if __name__ == "__main__":
