@@ -61,6 +61,9 @@ class Level(Protocol):
     def command(self, run: Run, action: Any) -> None:
         """Put an action into effect on one episode."""
 
+    def hear(self, run: Run, plan: Plan) -> None:
+        """Take in what the prior says between two of its plans, see `Listener`."""
+
 
 @runtime_checkable
 class TermsGiver(Protocol):
@@ -82,6 +85,7 @@ class Run:
         pool: index of the pool a local agent scales, or ALL_POOLS.
         step_s: time between two actions.
         plan: the prior's latest plan, None where there is no prior.
+        action: the agent's latest, which stands until the next; None before the first.
         excess: GPUs last asked for beyond the budget, over the whole budget.
         next_quotas_s: when a level that acts more often sets quotas again.
         generator: for quotas drawn at random.
@@ -118,6 +122,7 @@ class Run:
         self.budget = BudgetArrays.from_spec(spec)
         self._pending = sorted(episode.events, key=lambda event: event.t_s)
         self.plan: Plan | None = None
+        self.action: Any = None
         self.next_plan_s = 0.0
         self.next_quotas_s = 0.0
         self.excess = 0.0
@@ -158,11 +163,19 @@ class Run:
             self.simulation.set_flows(flows)
         return quotas
 
-    def reroute(self, flows: FloatArray) -> None:
-        """Change the router's weights, also those of the plan in force."""
+    def hear(self, plan: Plan) -> bool:
+        """Take over a plan that the prior makes between two others; say whether it has pools.
+
+        Without them it changes the router's weights, and None as weights changes nothing.
+        """
         assert self.plan is not None
-        self.plan = replace(self.plan, flows=flows)
-        self.simulation.set_flows(flows)
+        if plan.replicas.size:
+            self.plan = plan
+            return True
+        if plan.flows is not None:
+            self.plan = replace(self.plan, flows=plan.flows)
+            self.simulation.set_flows(plan.flows)
+        return False
 
     def next_stop_s(self, until_s: float) -> float:
         """Return how far the compiled loop may run: to an event or, under a prior, a tick."""
@@ -258,7 +271,8 @@ class Episodes:
             run.control.override[:] = BY_RULE
             clock = run.control.clock[0]
             clock["base_s"], clock["tick"] = run.now_s, 0
-            self.level.command(run, actions[place])
+            run.action = actions[place]
+            self.level.command(run, run.action)
             until_s[place] = min(run.now_s + run.step_s, run.end_s)
         while True:
             stops = np.array([run.next_stop_s(end) for run, end in zip(runs, until_s, strict=True)])
@@ -290,7 +304,7 @@ class Episodes:
             return
         due = [place for place in np.flatnonzero(between).tolist() if self.run(place).at_tick()]
         books.look_each(books.addresses_of(self._book, due))
-        self._reroute(due)
+        self._hear(due)
 
     def _look(self, places: Sequence[int]) -> NDArray[np.float32]:
         """Observe, and let the priors plan for what is seen."""
@@ -326,16 +340,16 @@ class Episodes:
         for place, run in due.items():
             run.plan = plans[place]
             run.next_plan_s = run.now_s + run.episode.spec.intervals.global_s
-        self._reroute([place for place in places if place not in due])
+        self._hear([place for place in places if place not in due])
 
-    def _reroute(self, places: Sequence[int]) -> None:
-        """Let priors see what happens between their plans; their routing weights take effect."""
+    def _hear(self, places: Sequence[int]) -> None:
+        """Let priors see what happens between their plans, and what they say take effect."""
         if self._priors is None:
             return
-        weights = self._priors.listen({place: self.run(place).observation() for place in places})
-        for place, flows in weights.items():
-            if flows is not None:
-                self.run(place).reroute(flows)
+        heard = self._priors.listen({place: self.run(place).observation() for place in places})
+        for place, plan in heard.items():
+            if plan is not None:
+                self.level.hear(self.run(place), plan)
 
 
 def info_of(run: Run) -> dict[str, Any]:

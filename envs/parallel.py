@@ -22,6 +22,7 @@ from envs.local_scaler.level import apply_change
 from envs.spaces import observation_space
 from hrl_planner.encoding import POOL_COLUMNS, Layout
 from hrl_planner.errors import ScenarioError
+from hrl_planner.planner.policy import Plan
 from hrl_planner.planner.scaler import CHANGES
 from hrl_planner.spec import ClusterSpec
 
@@ -30,20 +31,34 @@ _PLAN = POOL_COLUMNS.index("plan")
 
 
 class _BothLevels(GlobalLevel):
-    """The global level's command at global intervals, the pools' in between as well."""
+    """The global level's command at global intervals, the pools' in between as well.
+
+    Args:
+        prior: the policy the global action is relative to.
+    """
+
+    def __init__(self, prior: str) -> None:
+        """See the class."""
+        super().__init__(prior)
+        self._standing: Any = None
 
     def step_s(self, spec: ClusterSpec) -> float:
         """Return the local interval."""
         return spec.intervals.local_s
 
     def command(self, run: Run, action: Any) -> None:
-        """Take the global agent's action where it is due, then the pools'."""
+        """Let the global agent's action stand until the next is due, then take the pools'."""
         quotas, changes = action
         if run.now_s >= run.next_quotas_s:
             run.next_quotas_s = run.now_s + run.episode.spec.intervals.global_s
-            super().command(run, quotas)
+            self._standing = quotas
+        super().command(run, self._standing)
         for pool, change in enumerate(changes):
             apply_change(run, pool, int(change))
+
+    def hear(self, run: Run, plan: Plan) -> None:
+        """Take the plan for the next command's."""
+        run.hear(plan)
 
 
 class HierarchyParallelEnv(ParallelEnv[str, NDArray[np.float32], Any]):  # type: ignore[misc]

@@ -17,7 +17,6 @@ from typing import Any
 from hrl_planner.errors import PolicyError
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.policy import (
-    FloatArray,
     Listener,
     Plan,
     PlanContext,
@@ -60,15 +59,13 @@ class Priors:
             plans[place] = policy.replan(others)
         return plans
 
-    def listen(
-        self, observations: Mapping[int, ClusterObservation]
-    ) -> dict[int, FloatArray | None]:
-        """Let the planners of some places see what happens between decisions; new weights."""
-        weights: dict[int, FloatArray | None] = {}
+    def listen(self, observations: Mapping[int, ClusterObservation]) -> dict[int, Plan | None]:
+        """Let the planners of some places see what happens between decisions, see `Listener`."""
+        heard: dict[int, Plan | None] = {}
         for place, seen in observations.items():
             policy = self._policies[place]
-            weights[place] = policy.listen(seen) if isinstance(policy, Listener) else None
-        return weights
+            heard[place] = policy.listen(seen) if isinstance(policy, Listener) else None
+        return heard
 
 
 class ProcessPriors:
@@ -100,12 +97,10 @@ class ProcessPriors:
         plans: dict[int, Plan] = self._ask("decide", observations)
         return plans
 
-    def listen(
-        self, observations: Mapping[int, ClusterObservation]
-    ) -> dict[int, FloatArray | None]:
-        """Let the planners of some places see what happens between decisions; new weights."""
-        weights: dict[int, FloatArray | None] = self._ask("listen", observations)
-        return weights
+    def listen(self, observations: Mapping[int, ClusterObservation]) -> dict[int, Plan | None]:
+        """Let the planners of some places see what happens between decisions, see `Listener`."""
+        heard: dict[int, Plan | None] = self._ask("listen", observations)
+        return heard
 
     def replan(self, terms: Mapping[int, Terms]) -> dict[int, Plan | None]:
         """Let the planners of some places plan again on other terms, see `Replanner`."""

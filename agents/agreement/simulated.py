@@ -82,7 +82,11 @@ class _Planners:
             self._quotas = plan.replicas if plan.quotas is None else plan.quotas
             return plan.flows
         heard = self._allocator.listen(spec, choice, observation)
-        return None if heard is None else heard.plan.flows
+        if heard is None:
+            return None
+        if heard.plan.replicas.size:
+            self._quotas = heard.plan.replicas
+        return heard.plan.flows
 
     def activate(self) -> None:
         """Plan at the next look: the group has been changed."""

@@ -11,6 +11,7 @@ from envs.controlled import Run
 from hrl_planner.encoding import Layout
 from hrl_planner.planner.allocator import residual, unrounded
 from hrl_planner.planner.network import Network
+from hrl_planner.planner.policy import Plan
 from hrl_planner.spec import ClusterSpec
 
 
@@ -45,3 +46,7 @@ class FlatLevel:
         wanted = np.asarray(action, np.float64)[: planned.size]
         flows = None if run.plan is None else run.plan.flows
         run.control.override[:] = run.set_quotas(residual(planned, wanted), flows)
+
+    def hear(self, run: Run, plan: Plan) -> None:
+        """Take the plan for the next action's."""
+        run.hear(plan)

@@ -11,6 +11,7 @@ from envs.controlled import Run
 from hrl_planner.encoding import Layout
 from hrl_planner.planner.allocator import residual, unrounded
 from hrl_planner.planner.network import Network
+from hrl_planner.planner.policy import Plan
 from hrl_planner.spec import ClusterSpec
 
 
@@ -50,3 +51,8 @@ class GlobalLevel:
         planned = unrounded(plan)
         wanted = np.asarray(action, np.float64)[: planned.size]
         run.set_quotas(residual(planned, wanted), plan.flows)
+
+    def hear(self, run: Run, plan: Plan) -> None:
+        """Let quotas and weights follow the prior's plan, under the action that stands."""
+        if run.hear(plan):
+            self.command(run, run.action)

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from envs.controlled import Run
 from hrl_planner.encoding import Layout
 from hrl_planner.planner.network import Network
+from hrl_planner.planner.policy import Plan
 from hrl_planner.planner.scaler import BY_RULE, CHANGES, target_of
 from hrl_planner.spec import ClusterSpec
 
@@ -62,8 +63,13 @@ class LocalLevel:
         self.renew_quotas(run)
         apply_change(run, run.pool, int(action))
 
+    def hear(self, run: Run, plan: Plan) -> None:
+        """Let quotas and the router's weights follow the prior."""
+        if run.hear(plan):
+            run.next_quotas_s = run.now_s
+
     def renew_quotas(self, run: Run) -> None:
-        """Let the global level act at every global interval."""
+        """Let the global level act where something is due."""
         if run.now_s < run.next_quotas_s:
             return
         run.next_quotas_s = run.now_s + run.episode.spec.intervals.global_s

@@ -90,9 +90,9 @@ class Decision:
     def replicas(self) -> dict[str, int]:
         """By pool, what the plan sets at this level: quotas for an allocator, else replicas."""
         plan = self.plan
-        if self.asked == "listen":
-            return {}
         chosen = plan.replicas if plan.quotas is None else plan.quotas
+        if not chosen.size:
+            return {}
         return {pool.name: int(n) for pool, n in zip(self.spec.pools, chosen, strict=True)}
 
     @property
@@ -197,7 +197,10 @@ class Decider:
 
         def ask(policy: Policy) -> Plan:
             assert isinstance(policy, Listener)
-            return Plan(np.zeros(0, np.int64), policy.listen(observation))
+            heard = policy.listen(observation)
+            if heard is None or not heard.replicas.size:
+                return Plan.of_flows(None if heard is None else heard.flows)
+            return within_budget(heard, observation, BudgetArrays.from_spec(spec))
 
         return self._asked("listen", spec, choice, observation, ask)
 

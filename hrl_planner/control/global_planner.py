@@ -147,7 +147,8 @@ class GlobalPlanner:
         self.interval_s = group.spec.intervals.local_s
         plan, fault = self._plan(group, seen.listed)
         heard = self._listen(group, seen.listed) if plan is None else None
-        quotas = dict(group.status.planned) if plan is None else plan.quotas
+        latest = plan or _plan_heard(heard)
+        quotas = dict(group.status.planned) if latest is None else latest.quotas
         writes = group.spec.policy.mode == "active" and not self._dry_run
         # What a pool has that never said so would be released for a plan that did not know of it.
         known = {name: quotas[name] for name in quotas.keys() & _reported(seen.listed)}
@@ -157,7 +158,7 @@ class GlobalPlanner:
         if not self._dry_run:
             flows = None if heard is None else heard.flows
             flows = flows if plan is None else plan.flows
-            self._report(seen, plan, flows, settlement, fault, denied)
+            self._report(seen, latest, flows, settlement, fault, denied)
         wrong = "; ".join(filter(None, (str(fault or ""), denied)))
         return GlobalRound(
             group.spec.policy.mode,
@@ -325,6 +326,13 @@ class GlobalPlanner:
         self._telling.conditions(group.metadata, group.status.conditions, conditions)
         if plan is not None and plan.quotas != group.status.planned:
             self._telling.tell(group.metadata, "Planned", _words(plan))
+
+
+def _plan_heard(heard: Decision | None) -> GroupPlan | None:
+    """Return what a policy that listened wants instead of the plan in force, if anything."""
+    if heard is None or not heard.replicas:
+        return None
+    return GroupPlan(heard.replicas, heard.flows, heard.plan.reason, heard)
 
 
 def _reported(listed: PoolList) -> frozenset[str]:

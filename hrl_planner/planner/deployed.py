@@ -12,7 +12,7 @@ from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.checkpoint import Checkpoint, load, shipped
 from hrl_planner.planner.hierarchy import HierarchicalPlanner
 from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
-from hrl_planner.planner.policy import FloatArray, Listener, Plan, PlanContext, Policy
+from hrl_planner.planner.policy import Listener, Plan, PlanContext, Policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Interventions, ShieldedAllocator, ShieldedScaler
 
@@ -87,7 +87,7 @@ class DeployedPlanner:
         self._policy.reset(context)
         self.interval_s = self._policy.interval_s
 
-    def listen(self, observation: ClusterObservation) -> FloatArray | None:
+    def listen(self, observation: ClusterObservation) -> Plan | None:
         """Let the allocator see what happens between its decisions, where it stands alone."""
         policy: object = self._policy
         return policy.listen(observation) if isinstance(policy, Listener) else None

@@ -20,7 +20,8 @@ class HierarchicalPlanner:
     """A global and a local policy behind one face.
 
     Args:
-        allocator: its replicas become quotas, its flows the router's weights.
+        allocator: its replicas become quotas, its flows the router's weights; one that listens
+            may change both between its decisions.
         local: decides the replicas; it sees the quota in every pool's row.
     """
 
@@ -53,7 +54,10 @@ class HierarchicalPlanner:
             flows = plan.flows
             reason = plan.reason + "; "
         elif isinstance(self._allocator, Listener):
-            flows = self._allocator.listen(observation)
+            heard = self._allocator.listen(observation)
+            if heard is not None:
+                flows = heard.flows
+                self._quotas = heard.replicas if heard.replicas.size else self._quotas
         pools = observation.pools.copy()
         pools[:, _QUOTA] = self._quotas
         local = self._local.decide(replace(observation, pools=pools))

@@ -27,6 +27,7 @@ from hrl_planner.planner.moves import Room, apply_moves, best_moves
 from hrl_planner.planner.network import Network
 from hrl_planner.planner.policy import (
     FloatArray,
+    IntArray,
     Listener,
     Plan,
     PlanContext,
@@ -101,6 +102,7 @@ class LearnedAllocator:
         self.network, self.prior = network, prior
         self._head, self._moves = head, moves
         self._plan: Plan | None = None
+        self._action: FloatArray | None = None
         self._next_plan_s = -np.inf
         self.interval_s = 60.0
         self._reader: _Reader | None = None
@@ -122,23 +124,33 @@ class LearnedAllocator:
         self._reader = _Reader(context)
         intervals = context.spec.intervals
         self.interval_s = intervals.local_s if self._head == "flat" else intervals.global_s
-        self._plan, self._next_plan_s = None, -np.inf
+        self._plan, self._action, self._next_plan_s = None, None, -np.inf
 
     def planned(self, observation: ClusterObservation) -> Plan:
         """Return the prior's plan, made anew every global interval."""
         if self._plan is None or observation.now_s >= self._next_plan_s:
             self._plan = self.prior.decide(observation)
             self._next_plan_s = observation.now_s + self.reader.global_s
-            return self._plan
-        return replace(self._plan, flows=self.listen(observation))
+        elif (heard := self._heard(observation)) is not None:
+            self._plan = heard if heard.replicas.size else replace(self._plan, flows=heard.flows)
+        else:
+            self._plan = replace(self._plan, flows=None)
+        self._action = None
+        return self._plan
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Correct the prior's plan."""
         plan = self.planned(observation)
         return self.correct(observation, plan, self.vector(observation, plan))
 
-    def listen(self, observation: ClusterObservation) -> FloatArray | None:
-        """Let the prior see what happens between two decisions."""
+    def listen(self, observation: ClusterObservation) -> Plan | None:
+        """Let the prior plan for what happens between two decisions, under the last action."""
+        heard = self._heard(observation)
+        if heard is None or not heard.replicas.size:
+            return heard
+        return replace(heard, replicas=self._under_action(observation, heard))
+
+    def _heard(self, observation: ClusterObservation) -> Plan | None:
         return self.prior.listen(observation) if isinstance(self.prior, Listener) else None
 
     def vector(self, observation: ClusterObservation, plan: Plan) -> Vector:
@@ -148,37 +160,46 @@ class LearnedAllocator:
         write_plan(vector, reader.layout, plan, reader.scales)
         return vector
 
-    def _answer(self, vector: Vector) -> Vector:
-        """Return what the network says, shape (P, outputs)."""
+    def _act(self, plan: Plan, vector: Vector) -> FloatArray:
+        """Return the network's action, as the environments take them."""
         spec, (net, shape) = self.reader.spec, self.network
         out = outputs_of(net, shape, vector, len(spec.pools), len(spec.slo_classes))
         if not np.all(np.isfinite(out)):
             raise PolicyError("policy learned: the network's answer is not finite")
-        return out
+        if self._head == "terms":
+            return by_role(out.astype(np.float64), self.reader.role)
+        if self._head == "moves":
+            moves = best_moves(self.network, out, self._room(plan), self._moves)
+            return np.array(moves, np.float64)
+        return out[:, 0].astype(np.float64)
 
-    def _desired(self, plan: Plan, out: Vector) -> FloatArray:
-        """Return the replicas the network asks for."""
-        if self._head != "moves":
-            return residual(unrounded(plan), out[:, 0].astype(np.float64))
+    def _room(self, plan: Plan) -> Room:
         scales = self.reader.scales
-        room = Room.of(scales.limits, plan.replicas / scales.max_replicas)
-        return apply_moves(room, best_moves(self.network, out, room, self._moves), len(out))
+        return Room.of(scales.limits, plan.replicas / scales.max_replicas)
 
     def correct(self, observation: ClusterObservation, plan: Plan, vector: Vector) -> Plan:
         """Return a plan with the network's action applied, within the budget."""
-        out = self._answer(vector)
+        action = self._act(plan, vector)
         corrected = plan
         if isinstance(self.prior, Replanner) and self._head == "terms":
-            role = self.reader.role
-            action = by_role(out.astype(np.float64), role)
-            corrected = self.prior.replan(terms_of(action, role)) or plan
-            desired = corrected.replicas.astype(np.float64)
-        else:
-            desired = self._desired(plan, out)
-        replicas = project(desired, current_targets(observation), self.reader.budget)
+            corrected = self.prior.replan(terms_of(action, self.reader.role)) or plan
+        self._action = action
+        replicas = self._under_action(observation, corrected)
         moved = int(np.abs(replicas - plan.replicas).sum())
         reason = f"learned: {moved} replicas off the plan; {plan.reason}"
         return replace(corrected, replicas=replicas, reason=reason)
+
+    def _under_action(self, observation: ClusterObservation, plan: Plan) -> IntArray:
+        """Return the replicas of a plan under the action that stands, within the budget."""
+        if self._action is None:
+            return plan.replicas
+        if self._head == "terms":
+            desired = plan.replicas.astype(np.float64)
+        elif self._head == "moves":
+            desired = apply_moves(self._room(plan), self._action.tolist(), plan.replicas.size)
+        else:
+            desired = residual(unrounded(plan), self._action)
+        return project(desired, current_targets(observation), self.reader.budget)
 
 
 class LearnedScaler:

@@ -178,16 +178,23 @@ class FluidPlanner:
             patience_s=self.interval_s,
             settle_s=self._settle_s,
         )
-        self._own_terms = Terms.unchanged(len(spec.pools))
+        self._terms = self._own_terms = Terms.unchanged(len(spec.pools))
         self._ready = True
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Plan for the forecast; hold while nothing is known."""
+        if not self._ready:
+            raise PolicyError(f"policy {self.name}: decide before reset")
+        self._terms = self._own_terms
+        return self.listen(observation)
+
+    def listen(self, observation: ClusterObservation) -> Plan:
+        """Do the same on the terms of the last plan."""
         self._moment = self._look(observation)
         if self._moment is None:
             plan = self._hold(observation, targets_of(observation))
         else:
-            plan = self._plan(self._moment, self._own_terms)
+            plan = self._plan(self._moment, self._terms)
         share = 0.02
         if self._mean_plan is None:
             self._mean_plan = plan.replicas.astype(np.float64)
@@ -200,23 +207,13 @@ class FluidPlanner:
         Returns:
             The plan; None where the last decision was to hold, for want of metrics.
         """
+        self._terms = terms
         if self._moment is None:
             return None
         return self._plan(self._moment, terms)
 
-    def listen(self, observation: ClusterObservation) -> FloatArray | None:
-        """Take in the demand, and route it over the replicas that serve now."""
-        demand = self._demand.estimate(observation)
-        if np.isnan(demand.now).any():
-            return None
-        ready = np.ascontiguousarray(observation.pool_field("ready"))
-        rates = self._capacity(demand.load, np.fmax(ready, 1.0), None)
-        return self._route(ready, demand, rates)
-
     def _look(self, observation: ClusterObservation) -> _Moment | None:
         """Take in an observation; None where nothing is known of the traffic."""
-        if not self._ready:
-            raise PolicyError(f"policy {self.name}: decide before reset")
         if np.isnan(self._known_s):
             self._known_s = observation.now_s
             self._settled_s = observation.now_s + self._settle_s

@@ -81,16 +81,22 @@ class Plan:
     reason: str = field(default="", compare=False)
     advice: Advice | None = field(default=None, compare=False)
 
+    @classmethod
+    def of_flows(cls, flows: FloatArray | None) -> Plan:
+        """Return a plan that changes the router's weights alone."""
+        return cls(np.zeros(0, np.int64), flows)
+
 
 @runtime_checkable
 class Listener(Protocol):
     """A policy that wants to see the cluster also between its decisions."""
 
-    def listen(self, observation: ClusterObservation) -> FloatArray | None:
-        """Take in an observation; return routing weights, or None to keep those there are.
+    def listen(self, observation: ClusterObservation) -> Plan | None:
+        """Take in an observation; return a plan instead of the one in force, or None to keep it.
 
         Called every local interval at which `decide` is not. A forecast made of one look a minute
-        sees a ramp minutes late, and weights cost nothing to change.
+        sees a ramp minutes late. A plan without pools, replicas of shape (0,), changes the
+        router's weights alone.
         """
 
 
@@ -118,7 +124,10 @@ class Terms:
 
 @runtime_checkable
 class Replanner(Protocol):
-    """A policy that can plan for the moment of its last decision again, on other terms."""
+    """A policy that can plan for the moment of its last decision again, on other terms.
+
+    What it says before its next decision, if it listens, is on these terms as well.
+    """
 
     def replan(self, terms: Terms) -> Plan | None:
         """Return the plan on these terms; None where there is nothing to plan."""

@@ -29,7 +29,7 @@ from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.checkpoint import Ranges
 from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
 from hrl_planner.planner.loop import current_targets
-from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Policy
+from hrl_planner.planner.policy import Plan, PlanContext, Policy
 
 _log = logging.getLogger(__name__)
 
@@ -176,6 +176,7 @@ class ShieldedAllocator:
         self._learned, self._rule = learned, rule
         self._check = RangeCheck(ranges)
         self._log = log
+        self._held = True
         self.interval_s = learned.interval_s
 
     def reset(self, context: PlanContext) -> None:
@@ -201,18 +202,26 @@ class ShieldedAllocator:
             vector = self._learned.vector(observation, plan)
             why = self._check.outside(*self._learned.reader.rows(vector))
             if why is None:
-                return self._learned.correct(observation, plan, vector)
+                corrected = self._learned.correct(observation, plan, vector)
+                self._held = False
+                return corrected
         except Exception as error:  # whatever a network or an odd observation can raise
             cause, why = "network", f"{type(error).__name__}: {error}"
         return self._instead(observation, "plan", cause, why, plan)
 
-    def listen(self, observation: ClusterObservation) -> FloatArray | None:
-        """Let the prior see what happens between two decisions; it must not stop the loop."""
+    def listen(self, observation: ClusterObservation) -> Plan | None:
+        """Let the prior see what happens between two decisions; it must not stop the loop.
+
+        What is held, or planned by the rule, is held until the next decision.
+        """
         try:
-            return self._learned.listen(observation)
+            heard = self._learned.listen(observation)
         except Exception as error:
             _log.info("the prior failed between decisions: %s: %s", type(error).__name__, error)
             return None
+        if heard is not None and (self._held or _blind(observation) is not None):
+            return Plan.of_flows(heard.flows)
+        return heard
 
     def _by_rule(self, observation: ClusterObservation, failure: str) -> Plan:
         plan, failure_2 = _attempt(lambda: self._rule.decide(observation))
@@ -224,6 +233,7 @@ class ShieldedAllocator:
     def _instead(
         self, observation: ClusterObservation, action: Action, cause: Cause, why: str, plan: Plan
     ) -> Plan:
+        self._held = action != "plan"
         self._log.add(Intervention(observation.now_s, "allocator", action, cause, why))
         return Plan(plan.replicas, plan.flows, reason=f"shield, {action}: {why}; {plan.reason}")
 
