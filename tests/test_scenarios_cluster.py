@@ -31,8 +31,7 @@ SPEC = quick("small", CLOCKS)
 POOLS = [pool.name for pool in SPEC.pools]
 FLOOR = {pool.name: pool.min_replicas for pool in SPEC.pools}
 POLICY = {
-    # Cheap to stop: these scenes want what is not needed to go while something is still served.
-    "allocator": "lp:hold_s=4,idle_s=6,trend=0,outage_s=8,stop_weight_decode=0.08",
+    "allocator": "lp:hold_s=4,idle_s=6,spare_s=4,trend=0,outage_s=8",
     "scaler": "rule:up_cooldown_s=2,down_cooldown_s=4",
 }
 IDLE, BUSY = Demand(0.0, 1000, 100), Demand(80.0, 2000, 200)

@@ -54,6 +54,7 @@ class _Moment:
         gpus: that can be had of each type, shape (T,).
         by_rule: replicas the rule asks for in pools without a profile, in their order.
         spare: replicas that no plan of the last `spare_s` had a use for, shape (P,).
+        useless: the same of the last `idle_s`.
     """
 
     observation: ClusterObservation
@@ -64,6 +65,7 @@ class _Moment:
     gpus: FloatArray
     by_rule: FloatArray
     spare: FloatArray
+    useless: FloatArray
 
 
 class DemandSource(Protocol):
@@ -95,9 +97,10 @@ class FluidPlanner:
         round_up: fractions of a replica above this become a whole one.
         interval_s: time between decisions; absent, the local interval.
         outage_s: time without any metrics after which holding ends.
-        idle_s: time without requests after which a pool that is not planned for goes to its floor:
-            a GPU needed and absent costs about ten times its price during a start-up, so holding
-            it for about ten start-ups costs at most twice what is best in hindsight (ski rental).
+        idle_s: time without requests after which a pool that is not planned for goes to its floor,
+            and without a use after which a replica costs nothing to stop: a GPU needed and absent
+            costs about ten times its price during a start-up, so holding it for about ten
+            start-ups costs at most twice what is best in hindsight (ski rental).
     """
 
     name = "lp"
@@ -235,7 +238,7 @@ class FluidPlanner:
             self._memory.idle(observation),
             self._memory.available(observation),
             by_rule,
-            self._memory.spare(observation),
+            *self._memory.spare(observation),
         )
 
     def _plan(self, moment: _Moment, terms: Terms) -> Plan:
@@ -286,12 +289,13 @@ class FluidPlanner:
         demand stay, and only GPUs beyond them move.
         """
         observation, demand, current = moment.observation, moment.demand, moment.current
+        to_go = moment.useless > 0.0
         solve = partial(
             self._flow.solve,
             usable=self._flow.usable * terms.capacity,
             stop=self._flow.stop * terms.stop,
-            spare=moment.spare,
-            stop_spare=self._flow.stop_spare * terms.stop,
+            spare=np.where(to_go, moment.useless, moment.spare),
+            stop_spare=np.where(to_go, 0.0, self._flow.stop_spare * terms.stop),
         )
         # Replicas that share a queue carry more each, which the LP cannot see coming: the first
         # solve assumes a few everywhere, the second what the first came to.

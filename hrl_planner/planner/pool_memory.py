@@ -24,7 +24,8 @@ class PoolMemory:
 
     Args:
         arrays: the cluster's limits.
-        idle_s: time without requests after which a pool counts as idle.
+        idle_s: time without requests after which a pool counts as idle, and a replica without a
+            use as useless.
         spare_s: time without a use after which a replica counts as spare.
         patience_s: how long replicas may be pending before their GPUs count as not to be had.
         settle_s: time at first in which nothing counts as spare.
@@ -64,17 +65,26 @@ class PoolMemory:
         since[~(at_work <= 0.0)] = np.inf  # unknown is not idle
         return observation.now_s - since >= self._idle_s
 
-    def spare(self, observation: ClusterObservation) -> FloatArray:
-        """Return how many replicas of each pool no plan of the last `spare_s` used, shape (P,)."""
+    def spare(self, observation: ClusterObservation) -> tuple[FloatArray, FloatArray]:
+        """Return how many replicas of each pool no plan used in `spare_s`, in `idle_s`, (P,) each.
+
+        To be asked once for an observation.
+        """
         now_s = observation.now_s
         self._first_s = min(self._first_s, now_s)
         if self._in_use is not None:
             self._uses.add(now_s, self._in_use)
-        self._uses.forget(now_s - self._spare_s)
-        if not len(self._uses) or now_s < self._first_s + self._settle_s + self._spare_s:
-            return np.zeros(self._arrays.gpus.size)
-        used: FloatArray = np.ceil(self._uses.rows.max(axis=0))
-        return np.maximum(targets_of(observation) - used, 0.0)
+        self._uses.forget(now_s - max(self._spare_s, self._idle_s))
+        targets = targets_of(observation)
+        spare = self._unused(targets, now_s, self._spare_s)
+        return spare, self._unused(targets, now_s, self._idle_s)
+
+    def _unused(self, targets: IntArray, now_s: float, for_s: float) -> FloatArray:
+        recent = self._uses.t_s >= now_s - for_s
+        if not recent.any() or now_s < self._first_s + self._settle_s + for_s:
+            return np.zeros(targets.size)
+        used: FloatArray = np.ceil(self._uses.rows[recent].max(axis=0))
+        return np.maximum(targets - used, 0.0)
 
     def available(self, observation: ClusterObservation) -> FloatArray:
         """Return GPUs per type, shape (T,); where replicas stay pending, only what is held."""
