@@ -63,8 +63,8 @@ def current_targets(observation: ClusterObservation) -> IntArray:
     """Return the replicas asked for so far, shape (P,); unknown targets count what is live."""
     targets = observation.pool_field("target_replicas")
     live = observation.pool_field("ready") + observation.pool_field("starting")
-    known = np.where(np.isnan(targets), np.nan_to_num(live), targets)
-    return known.astype(np.int64)
+    known = np.where(np.isnan(targets), live, targets)
+    return np.where(np.isnan(known), 0.0, known).astype(np.int64)
 
 
 def within_budget(plan: Plan, observation: ClusterObservation, arrays: BudgetArrays) -> Plan:

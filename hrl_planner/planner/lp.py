@@ -29,8 +29,9 @@ from hrl_planner.planner.demand import (
     TraceDemand,
     startup_horizon_s,
 )
+from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import Advice, FloatArray, IntArray, Plan, PlanContext, Terms
-from hrl_planner.planner.pool_memory import PoolMemory, or_zero, targets_of
+from hrl_planner.planner.pool_memory import PoolMemory, or_zero
 from hrl_planner.planner.rule import RulePolicy
 
 _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
@@ -195,7 +196,7 @@ class FluidPlanner:
         """Do the same on the terms of the last plan."""
         self._moment = self._look(observation)
         if self._moment is None:
-            plan = self._hold(observation, targets_of(observation))
+            plan = self._hold(observation, current_targets(observation))
         else:
             plan = self._plan(self._moment, self._terms)
         share = 0.02
@@ -232,7 +233,7 @@ class FluidPlanner:
             by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
         return _Moment(
             observation,
-            targets_of(observation),
+            current_targets(observation),
             demand,
             rates,
             self._memory.idle(observation),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hrl_planner.budget import BudgetArrays
 from hrl_planner.observation import POOL_FIELDS, ClusterObservation
 from hrl_planner.planner.demand import Recent
+from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import FloatArray, IntArray
 
 _PENDING_RETRY_S = 300.0
@@ -75,7 +76,7 @@ class PoolMemory:
         if self._in_use is not None:
             self._uses.add(now_s, self._in_use)
         self._uses.forget(now_s - max(self._spare_s, self._idle_s))
-        targets = targets_of(observation)
+        targets = current_targets(observation)
         spare = self._unused(targets, now_s, self._spare_s)
         return spare, self._unused(targets, now_s, self._idle_s)
 
@@ -105,10 +106,3 @@ class PoolMemory:
 def or_zero(values: FloatArray) -> FloatArray:
     """Return values with zeros where nothing is known."""
     return np.where(np.isnan(values), 0.0, values)
-
-
-def targets_of(observation: ClusterObservation) -> IntArray:
-    """Return the replicas asked for, or those that live where that is not known, shape (P,)."""
-    targets = observation.pool_field("target_replicas")
-    live = observation.pool_field("ready") + observation.pool_field("starting")
-    return np.where(np.isnan(targets), or_zero(live), targets).astype(np.int64)
