@@ -176,7 +176,7 @@ class ShieldedAllocator:
         self._learned, self._rule = learned, rule
         self._check = RangeCheck(ranges)
         self._log = log
-        self._held = True
+        self._prior_failed = False
         self.interval_s = learned.interval_s
 
     def reset(self, context: PlanContext) -> None:
@@ -189,6 +189,7 @@ class ShieldedAllocator:
         """Follow the network, or say why not."""
         # The prior sees every observation, also those it is not asked about: it keeps the demand.
         plan, failure = _attempt(lambda: self._learned.planned(observation))
+        self._prior_failed = plan is None
         blind = _blind(observation)
         if blind is not None:
             held = (
@@ -202,9 +203,7 @@ class ShieldedAllocator:
             vector = self._learned.vector(observation, plan)
             why = self._check.outside(*self._learned.reader.rows(vector))
             if why is None:
-                corrected = self._learned.correct(observation, plan, vector)
-                self._held = False
-                return corrected
+                return self._learned.correct(observation, plan, vector)
         except Exception as error:  # whatever a network or an odd observation can raise
             cause, why = "network", f"{type(error).__name__}: {error}"
         return self._instead(observation, "plan", cause, why, plan)
@@ -212,14 +211,15 @@ class ShieldedAllocator:
     def listen(self, observation: ClusterObservation) -> Plan | None:
         """Let the prior see what happens between two decisions; it must not stop the loop.
 
-        What is held, or planned by the rule, is held until the next decision.
+        Where metrics are missing or stale, and where the last decision was not the prior's, what
+        was decided stands; once they are there again nobody waits for the next decision.
         """
         try:
             heard = self._learned.listen(observation)
         except Exception as error:
             _log.info("the prior failed between decisions: %s: %s", type(error).__name__, error)
             return None
-        if heard is not None and (self._held or _blind(observation) is not None):
+        if heard is not None and (self._prior_failed or _blind(observation) is not None):
             return Plan.of_flows(heard.flows)
         return heard
 
@@ -233,7 +233,6 @@ class ShieldedAllocator:
     def _instead(
         self, observation: ClusterObservation, action: Action, cause: Cause, why: str, plan: Plan
     ) -> Plan:
-        self._held = action != "plan"
         self._log.add(Intervention(observation.now_s, "allocator", action, cause, why))
         return Plan(plan.replicas, plan.flows, reason=f"shield, {action}: {why}; {plan.reason}")
 
