@@ -16,6 +16,7 @@ from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservatio
 from hrl_planner.planner import Plan, PlanContext, loop
 from hrl_planner.planner.checkpoint import Ranges
 from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
+from hrl_planner.planner.lp import FluidPlanner
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Interventions, ShieldedAllocator, ShieldedScaler
@@ -98,6 +99,38 @@ def test_missing_metrics_hold_what_runs(seen: ClusterObservation) -> None:
     assert log.latest[0].action == "hold"
     assert "no arrival metrics" in log.latest[0].reason
     assert "no arrival metrics" in plan.reason
+
+
+def test_between_decisions_the_prior_plans_where_there_are_metrics_and_only_there(
+    seen: ClusterObservation,
+) -> None:
+    policy, _ = shielded()
+    blind = with_class(with_pool(seen, arrivals_rps=np.nan), arrivals_rps=np.nan)
+    policy.decide(replace(blind, now_s=120.0))
+    still_blind = policy.listen(replace(blind, now_s=130.0))
+    assert still_blind is None or not still_blind.replicas.size
+    back = policy.listen(replace(seen, now_s=140.0))
+    assert back is not None
+    np.testing.assert_array_equal(back.replicas, lp_plan(seen))
+
+
+def test_what_the_rule_planned_stands_until_the_next_decision(seen: ClusterObservation) -> None:
+    class FailsOnce(FluidPlanner):
+        def decide(self, observation: ClusterObservation) -> Plan:
+            if observation.now_s < 130.0:
+                raise RuntimeError("no licence")
+            return super().decide(observation)
+
+    policy, log = shielded(prior=FailsOnce())
+    policy.decide(replace(seen, now_s=120.0))
+    assert log.counts == {"allocator:rule": 1}
+    between = policy.listen(replace(seen, now_s=150.0))
+    assert between is not None
+    assert not between.replicas.size
+    policy.decide(replace(seen, now_s=180.0))
+    after = policy.listen(replace(seen, now_s=190.0))
+    assert after is not None
+    assert after.replicas.size
 
 
 def test_stale_metrics_are_not_followed(seen: ClusterObservation) -> None:
