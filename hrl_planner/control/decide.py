@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hrl_planner.control.decision import QUOTA, WHOLE_QUOTA, Choice, Decider, Decision, Flows
+from hrl_planner.control.decision import Choice, Decider, Decision, Flows
 from hrl_planner.control.metrics import PoolMetrics, observe
 from hrl_planner.control.planned import plannable, planned
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import cluster_spec_of
 from hrl_planner.kube.resources import PolicySpec, ServingGroup, WorkerPool
+from hrl_planner.planner.quota import QUOTA, WHOLE_QUOTA
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
-
 from hrl_planner.budget import BudgetArrays
 from hrl_planner.kube.resources import PolicySpec
 from hrl_planner.observation import ClusterObservation
@@ -25,13 +23,11 @@ from hrl_planner.planner.hpa import HpaPolicy
 from hrl_planner.planner.loop import within_budget
 from hrl_planner.planner.policy import Listener
 from hrl_planner.planner.queue_length import QueueLengthPolicy
+from hrl_planner.planner.quota import QUOTA, QuotaPolicy
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Intervention, Interventions
 from hrl_planner.spec import ClusterSpec
-
-QUOTA = "quota"  # the scaler that asks for all it may have
-WHOLE_QUOTA = "all of the quota"  # and its reason
 
 Level = Literal["allocator", "scaler"]
 Asked = Literal["decide", "listen"]
@@ -236,23 +232,8 @@ class Decider:
         return self._policy
 
 
-class _WholeQuota:
-    """Asks for all of the quota."""
-
-    name = QUOTA
-    interval_s = 10.0
-
-    def reset(self, context: PlanContext) -> None:
-        """Nothing is remembered."""
-
-    def decide(self, observation: ClusterObservation) -> Plan:
-        """Answer with the quotas; pools without one get nothing."""
-        quotas = np.nan_to_num(observation.pool_field("quota")).astype(np.int64)
-        return Plan(quotas, reason=WHOLE_QUOTA)
-
-
 # Policies that decide each pool by its own row alone: what they saw of the others says nothing.
-_POOL_BY_POOL = (_WholeQuota, RulePolicy, HpaPolicy, QueueLengthPolicy)
+_POOL_BY_POOL = (QuotaPolicy, RulePolicy, HpaPolicy, QueueLengthPolicy)
 
 
 @lru_cache(maxsize=64)
@@ -281,7 +262,7 @@ def new_policy(choice: Choice, log: Interventions | None = None) -> Policy:
         make = allocator_of if choice.level == "allocator" else scaler_of
         return make(checkpoint, log)
     if choice.level == "scaler" and choice.policy == QUOTA:
-        return _WholeQuota()
+        return QuotaPolicy()
     policy = make_policy(choice.policy)
     if choice.level == "scaler" and isinstance(policy, RulePolicy):
         policy.within_quota = True

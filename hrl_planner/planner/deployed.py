@@ -12,7 +12,8 @@ from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.checkpoint import Checkpoint, load, shipped
 from hrl_planner.planner.hierarchy import HierarchicalPlanner
 from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
-from hrl_planner.planner.policy import Listener, Plan, PlanContext, Policy
+from hrl_planner.planner.policy import Plan, PlanContext, Policy
+from hrl_planner.planner.quota import QuotaPolicy
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.planner.shield import Interventions, ShieldedAllocator, ShieldedScaler
 
@@ -78,8 +79,10 @@ class DeployedPlanner:
         self.interventions = Interventions()
         log = self.interventions if self._shield else None
         allocator = allocator_of(checkpoint, log)
-        if self._local == "none" or checkpoint.manifest.head == "flat":
+        if checkpoint.manifest.head == "flat":
             self._policy = allocator
+        elif self._local == "none":
+            self._policy = HierarchicalPlanner(allocator, QuotaPolicy())
         elif self._local == "rule":
             self._policy = HierarchicalPlanner(allocator, RulePolicy(within_quota=True))
         else:
@@ -87,10 +90,9 @@ class DeployedPlanner:
         self._policy.reset(context)
         self.interval_s = self._policy.interval_s
 
-    def listen(self, observation: ClusterObservation) -> Plan | None:
-        """Let the allocator see what happens between its decisions, where it stands alone."""
-        policy: object = self._policy
-        return policy.listen(observation) if isinstance(policy, Listener) else None
+    def listen(self, observation: ClusterObservation) -> Plan:
+        """Answer where others ask less often than every local interval: it has a clock itself."""
+        return self.decide(observation)
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Answer one observation."""

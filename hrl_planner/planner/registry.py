@@ -18,6 +18,7 @@ from hrl_planner.planner.hpa import HpaPolicy
 from hrl_planner.planner.lp import FluidPlanner, OracleFluidPlanner
 from hrl_planner.planner.policy import Policy
 from hrl_planner.planner.queue_length import QueueLengthPolicy
+from hrl_planner.planner.quota import QUOTA, QuotaPolicy
 from hrl_planner.planner.rule import RuleParameters, RulePolicy
 from hrl_planner.planner.static import StaticPolicy
 from hrl_planner.planner.thresholds import ThresholdsPolicy
@@ -117,7 +118,7 @@ def make_policy(text: str) -> Policy:
         return _make(text)
     if len(levels) != 2:
         raise PolicyError(f"policy {text!r}: at most one '+', between allocator and local planner")
-    local = _make(levels[1])
+    local = QuotaPolicy() if levels[1] == QUOTA else _make(levels[1])
     if isinstance(local, RulePolicy):
         # So that the rule's cool-down does not count moves that the quota then prevents.
         local.within_quota = True
