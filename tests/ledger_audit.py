@@ -87,9 +87,9 @@ class Audit:
                 self._caused[resource] = level
             self.level[resource] = level + hidden[resource]
 
-    def gone(self, before: set[str], world: World) -> None:
-        """Note pools that were let go: whose book was falsified may be so too early."""
-        self.abandoned |= (before - world.pools.keys()) & self.forgiven
+    def gone(self, names: set[str]) -> None:
+        """Note pools that planners let go: whose book was falsified may be so too early."""
+        self.abandoned |= names & self.forgiven
 
     def counted(self, world: World, *, with_writes_sent: bool = False) -> Amounts:
         """What is granted or may be held, by the truth of the world and not by the books alone."""

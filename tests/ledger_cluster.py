@@ -332,5 +332,5 @@ class Cluster:
     def _arrive(self, write: Send) -> None:
         before = set(self.world.pools)
         self.world.deliver(write)
-        self.audit.gone(before, self.world)
+        self.audit.gone(before - self.world.pools.keys())
         self.check()

@@ -20,12 +20,15 @@ import numpy as np
 from urllib3.exceptions import HTTPError
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
+from hrl_planner.control.connector import parsed_group, parsed_pool, pool_list
 from hrl_planner.control.decision import QUOTA
 from hrl_planner.control.local_planner import SETTLE_S
-from hrl_planner.control.pods import PodCounts
+from hrl_planner.control.pods import PodCounts, count_pods, pod_of
 from hrl_planner.control.pool_list import PoolList
+from hrl_planner.control.targets import Targets, TargetState
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.crds import GROUPS, POOLS
+from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner import Plan, PlanContext
 from hrl_planner.planner.registry import register_policy
@@ -33,6 +36,7 @@ from tests.ledger_audit import Amounts, Audit, cost
 from tests.ledger_model import MAXIMUM, NAMES
 from tests.modelled_kubernetes import (
     DEPLOYMENTS,
+    PODS,
     STORED,
     Answer,
     ModelClient,
@@ -58,7 +62,7 @@ Mood = Literal["leaders", "pool", "any"]
 LEADERS = 2  # of every planner: one, and one that has not noticed that it is none any more
 DEEPEST = 3  # rounds within rounds
 SETTLE_ROUNDS = 60
-QUIET_S = 10.0
+QUIET_S = SETTLE_S + 1.0
 FATES = ("lost", "late", "answer lost", "repeated", "refused", "dies before", "dies after")
 
 
@@ -107,18 +111,44 @@ class Leader:
         self.planner = self.make()
 
 
-class Watches(Connector):
+class Watches:
     """Reads of the past, and of the present where it must be the present."""
 
-    def __init__(self, view: Store, now: Connector) -> None:
-        super().__init__(ModelClient(lambda request: read(view, request)), NAMESPACE)
-        self._now = now
+    def __init__(self, view: Store, now: Connector, parsed: dict[str, Any]) -> None:
+        self._view, self._now, self._parsed = view, now, parsed
+        # A target and its scale are read as the server's own, only of the past.
+        self._then = Targets(ModelClient(lambda request: read(view, request)), NAMESPACE)
+
+    def group(self, name: str) -> ServingGroup:
+        item = self._view[GROUPS].get(name)
+        return self._now.group(name) if item is None else self._once(parsed_group, item)
+
+    def pool(self, name: str) -> WorkerPool:
+        item = self._view[POOLS].get(name)
+        return self._now.pool(name) if item is None else self._once(parsed_pool, item)
+
+    def pools(self, group: str | None = None) -> PoolList:
+        found = {name: self._once(parsed_pool, i) for name, i in self._view[POOLS].items()}
+        return pool_list(found, group)
 
     def pools_now(self, group: str | None = None) -> PoolList:
         return self._now.pools_now(group)
 
+    def target(self, ref: ScaleTargetRef) -> TargetState:
+        return self._then.read(ref)
+
+    def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
+        listed = read(self._view, Request("GET", PODS, labels=selector)).item["items"]
+        return count_pods(map(pod_of, listed), per_replica)
+
     def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
         return self._now.pods_now(selector, per_replica)
+
+    def _once(self, parse: Callable[[Any], Any], item: Any) -> Any:
+        version = item["metadata"]["resourceVersion"]
+        if version not in self._parsed:
+            self._parsed[version] = parse(item)
+        return self._parsed[version]
 
 
 def fitting(plan: Counts, budget: Amounts) -> Counts:
@@ -158,6 +188,7 @@ class PlannerCluster:
         self.site = Site(budget, running, quotas, booked=booked, scaler=scaler)
         self.follows_quota = scaler == QUOTA
         self.audit = Audit(self.site.world())
+        self._parsed: dict[str, Any] = {}  # by version, which no two objects have in common
         self._client = Connector(ModelClient(self._carry), NAMESPACE)
         self.leaders = [self._leader(name) for name in ("", *NAMES) for _ in range(LEADERS)]
         self._depth = 0
@@ -193,7 +224,7 @@ class PlannerCluster:
     def _leader(self, name: str) -> Leader:
         plan = {n: self.random.randrange(7) for n in NAMES}
         view = self._present()
-        look = Watches(view, self._client)
+        look = Watches(view, self._client, self._parsed)
 
         def make() -> GlobalPlanner | LocalPlanner:
             kind, of = (LocalPlanner, name) if name else (GlobalPlanner, GROUP_NAME)
@@ -267,7 +298,7 @@ class PlannerCluster:
             f"{request.method} {request.plural} {request.name} {request.part} "
             f"{request.body} -> {answer.status}"
         )
-        self.audit.gone(before, self.site.world())
+        self.audit.gone(before - set(self.site.pools))
         self.check()
         return answer
 
@@ -295,7 +326,7 @@ class PlannerCluster:
     def _all_but_nothing(self) -> None:
         """A plan that makes room for others."""
         self.leaders[0].plan = dict.fromkeys(NAMES, self.random.randrange(2))
-        for _ in range(4):
+        for _ in range(3):
             self._quiet_round()
 
     def _may_happen(self, *, hands: bool) -> list[Callable[[], None]]:
@@ -417,7 +448,7 @@ class PlannerCluster:
         if live and name in self.site.pools:
             self._note(f"evicted: {live[0]}")
             with self._outside():
-                self.site.api.answer(Request("DELETE", "pods", live[0]))
+                self.site.api.answer(Request("DELETE", PODS, live[0]))
 
     def _pool_is_deleted_by_force(self, name: str) -> None:
         if name in self.site.pools:

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("kubernetes")
 
-from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner
+from hrl_planner.control import GlobalPlanner, LocalPlanner
 from hrl_planner.control import global_planner as global_side
 from hrl_planner.kube.crds import GROUPS, POOLS
 from hrl_planner.ledger import WriteReservation, WriteTarget
@@ -43,11 +43,11 @@ def unguarded(plural: str, part: str) -> Patch:
 
 
 def counts_pods_of_the_watch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Watches, "pods_now", Connector.pods)
+    patch.setattr(Watches, "pods_now", Watches.pods)
 
 
 def grants_on_pools_of_the_watch(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Watches, "pools_now", Connector.pools)
+    patch.setattr(Watches, "pools_now", Watches.pools)
 
 
 def reads_the_book_after_the_pools(patch: pytest.MonkeyPatch) -> None:
