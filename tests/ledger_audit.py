@@ -12,7 +12,6 @@ they go on to write is of what they had read before: that may add what a hand ad
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -39,8 +38,6 @@ class Audit:
         self.abandoned: set[str] = set()
         used = self.counted(world)
         self.level = {r: max(amount, used[r]) for r, amount in world.group.budget.items()}
-        self._caused: Amounts = {}  # what rounds begun before may still bring what is booked to
-        self._grown: dict[str, int] = defaultdict(int)  # and replicas they may not know of
 
     def check(self, world: World, *, in_flight: bool = False) -> None:
         """Look whether all holds.
@@ -49,9 +46,6 @@ class Audit:
             world: as it is.
             in_flight: planners are in the middle of rounds.
         """
-        if not in_flight:
-            self._caused.clear()
-            self._grown.clear()
         self._books_tell_the_truth(world, in_flight=in_flight)
         used = self.counted(world)
         promised = None
@@ -72,20 +66,21 @@ class Audit:
         existed = {name: may_exist(world, name) for name in world.pools}
         yield
         world = look()
+        grown = dict.fromkeys(budget, 0.0)
         for name in world.pools:
             exists = may_exist(world, name)
             growth = max(exists - existed.get(name, exists), 0) if in_flight else 0
-            self._grown[name] += growth
+            _add(grown, name, growth)
             if growth or exists > will_say(world, name):
                 self.forgiven.add(name)
-        hidden, now = self._hidden(world), _booked(world)
+        hidden, now = _hidden(world), _booked(world)
         for resource, amount in world.group.budget.items():
-            level = max(amount, now[resource])
+            level = max(amount, now[resource]) + hidden[resource]
             if in_flight:
-                began = max(was[resource], budget[resource], self._caused.get(resource, 0.0))
-                level = max(level, began + max(now[resource] - was[resource], 0.0))
-                self._caused[resource] = level
-            self.level[resource] = level + hidden[resource]
+                before = max(self.level[resource], budget[resource])
+                added = max(now[resource] - was[resource], 0.0) + grown[resource]
+                level = max(level, before + added)
+            self.level[resource] = level
 
     def gone(self, names: set[str]) -> None:
         """Note pools that planners let go: whose book was falsified may be so too early."""
@@ -102,15 +97,6 @@ class Audit:
         for name in set(NAMES) - world.pools.keys() - self.abandoned:
             _add(used, name, world.may_exist(name))
         return used
-
-    def _hidden(self, world: World) -> Amounts:
-        """What may exist beside what books say, or will say once rounds in flight have ended."""
-        hidden = dict.fromkeys(world.group.budget, 0.0)
-        for name in world.pools:
-            exists = may_exist(world, name)
-            unsaid = exists - min(will_say(world, name), exists)
-            _add(hidden, name, max(unsaid, min(self._grown[name], exists)))
-        return hidden
 
     def _books_tell_the_truth(self, world: World, *, in_flight: bool) -> None:
         for name, pool in world.pools.items():
@@ -132,7 +118,17 @@ def will_say(world: World, name: str) -> int:
     return MAXIMUM if says is None else says
 
 
+def _hidden(world: World) -> Amounts:
+    """What may exist beside what books say."""
+    hidden = dict.fromkeys(world.group.budget, 0.0)
+    for name in world.pools:
+        exists = may_exist(world, name)
+        _add(hidden, name, exists - min(will_say(world, name), exists))
+    return hidden
+
+
 def _booked(world: World) -> Amounts:
+    """What quotas and books take, or will."""
     booked = dict.fromkeys(world.group.budget, 0.0)
     for name in world.pools:
         says = min(will_say(world, name), may_exist(world, name))

@@ -12,27 +12,18 @@ What must hold is in `ledger_audit.py`; it is looked at after every write and ev
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import numpy as np
 from urllib3.exceptions import HTTPError
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
-from hrl_planner.control.connector import parsed_group, parsed_pool, pool_list
 from hrl_planner.control.decision import QUOTA
 from hrl_planner.control.local_planner import SETTLE_S
-from hrl_planner.control.pods import PodCounts, count_pods, pod_of
-from hrl_planner.control.pool_list import PoolList
-from hrl_planner.control.targets import Targets, TargetState
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.crds import GROUPS, POOLS
-from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
-from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner import Plan, PlanContext
-from hrl_planner.planner.registry import register_policy
-from tests.ledger_audit import Amounts, Audit, cost
+from tests.ledger_audit import Amounts, Audit
+from tests.ledger_cluster import fitting
 from tests.ledger_model import MAXIMUM, NAMES
 from tests.modelled_kubernetes import (
     DEPLOYMENTS,
@@ -42,9 +33,9 @@ from tests.modelled_kubernetes import (
     ModelClient,
     Request,
     Store,
-    read,
     refusal,
 )
+from tests.planner_leaders import Leader, Told, Watches
 from tests.planner_site import (
     GLOBAL_S,
     GROUP_NAME,
@@ -52,7 +43,6 @@ from tests.planner_site import (
     MOST_SENT,
     NAMESPACE,
     TOLD,
-    Counts,
     Site,
     budget_spec,
 )
@@ -70,96 +60,6 @@ class Crash(BaseException):
     """The process of a planner is gone."""
 
 
-class Told:
-    """A policy that answers what a schedule says at this moment."""
-
-    name = "told"
-    interval_s = 1.0
-    plan: ClassVar[Counts] = {}
-
-    def reset(self, context: PlanContext) -> None:
-        self._pools = [pool.name for pool in context.spec.pools]
-
-    def decide(self, observation: ClusterObservation) -> Plan:
-        return Plan(np.array([self.plan[name] for name in self._pools], np.int64), reason="told")
-
-    def listen(self, observation: ClusterObservation) -> Plan:
-        return self.decide(observation)
-
-
-register_policy(TOLD, Told, "for tests: what a schedule says")
-
-
-@dataclass
-class Leader:
-    """A process with one planner, or one that believes it is the leader of it.
-
-    Attributes:
-        name: of the pool; empty for a global planner.
-        plan: what its policy is told to answer.
-        view: what its watches tell, of every kind as of some moment.
-        make: a planner without memory.
-    """
-
-    name: str
-    plan: Counts
-    view: Store
-    make: Callable[[], GlobalPlanner | LocalPlanner]
-    busy: bool = False
-
-    def __post_init__(self) -> None:
-        self.planner = self.make()
-
-
-class Watches:
-    """Reads of the past, and of the present where it must be the present."""
-
-    def __init__(self, view: Store, now: Connector, parsed: dict[str, Any]) -> None:
-        self._view, self._now, self._parsed = view, now, parsed
-        # A target and its scale are read as the server's own, only of the past.
-        self._then = Targets(ModelClient(lambda request: read(view, request)), NAMESPACE)
-
-    def group(self, name: str) -> ServingGroup:
-        item = self._view[GROUPS].get(name)
-        return self._now.group(name) if item is None else self._once(parsed_group, item)
-
-    def pool(self, name: str) -> WorkerPool:
-        item = self._view[POOLS].get(name)
-        return self._now.pool(name) if item is None else self._once(parsed_pool, item)
-
-    def pools(self, group: str | None = None) -> PoolList:
-        found = {name: self._once(parsed_pool, i) for name, i in self._view[POOLS].items()}
-        return pool_list(found, group)
-
-    def pools_now(self, group: str | None = None) -> PoolList:
-        return self._now.pools_now(group)
-
-    def target(self, ref: ScaleTargetRef) -> TargetState:
-        return self._then.read(ref)
-
-    def pods(self, selector: str, per_replica: int = 1) -> PodCounts:
-        listed = read(self._view, Request("GET", PODS, labels=selector)).item["items"]
-        return count_pods(map(pod_of, listed), per_replica)
-
-    def pods_now(self, selector: str, per_replica: int = 1) -> PodCounts:
-        return self._now.pods_now(selector, per_replica)
-
-    def _once(self, parse: Callable[[Any], Any], item: Any) -> Any:
-        version = item["metadata"]["resourceVersion"]
-        if version not in self._parsed:
-            self._parsed[version] = parse(item)
-        return self._parsed[version]
-
-
-def fitting(plan: Counts, budget: Amounts) -> Counts:
-    """Cut a plan until it fits; what fits is not changed by the projection planners see to."""
-    plan = dict(plan)
-    for resource, amount in budget.items():
-        while sum(n * cost(name, resource) for name, n in plan.items()) > amount:
-            plan[max(plan, key=lambda n: plan[n] * cost(n, resource))] -= 1
-    return plan
-
-
 class PlannerCluster:
     """One schedule, from one seed.
 
@@ -172,21 +72,8 @@ class PlannerCluster:
         self.seed = seed
         self.random = random = Random(seed)
         self.journal: list[str] = []
-        budget = _budget(random)
         self.mood: Mood = random.choice(["leaders", "pool", "any", "any"])
-        few = 2 if self.mood == "leaders" else random.choice([2, 3, 7])
-        running = {name: random.randrange(few) for name in NAMES}
-        start = random.choice(["calm", "calm", "unknown", "any"])
-        if self.mood == "leaders":
-            start = "calm"
-        quotas: dict[str, int | None] = {
-            "calm": dict(running),
-            "unknown": dict.fromkeys(NAMES),
-            "any": {name: random.choice([None, random.randrange(7)]) for name in NAMES},
-        }[start]
-        booked, scaler = start != "unknown", random.choice([QUOTA, TOLD])
-        self.site = Site(budget, running, quotas, booked=booked, scaler=scaler)
-        self.follows_quota = scaler == QUOTA
+        self.site, self.follows_quota = _start(random, self.mood)
         self.audit = Audit(self.site.world())
         self._parsed: dict[str, Any] = {}  # by version, which no two objects have in common
         self._client = Connector(ModelClient(self._carry), NAMESPACE)
@@ -194,7 +81,7 @@ class PlannerCluster:
         self._depth = 0
         self._calm = False
         self._others_act = random.choice([0.0, 0.05, 0.2, 0.4])
-        self._fates = [random.choice([0.0, 0.0, 0.1, 0.4]) for _ in FATES]
+        self._fates = [random.choice([0.0, 0.0, 0.02, 0.05, 0.15]) for _ in FATES]
         self._fresh = random.choice([0.1, 0.5, 0.9])  # how often a watch has caught up
         self._names = random.sample(NAMES, k=1 if self.mood == "pool" else 2)
         if self.mood == "leaders" and random.random() < 0.7:
@@ -282,7 +169,7 @@ class PlannerCluster:
     def _fate(self) -> str:
         draw = self.random.random()
         for fate, share in zip(FATES, self._fates, strict=True):
-            draw -= share / len(FATES)
+            draw -= share
             if draw < 0.0:
                 return fate
         return "arrives"
@@ -489,16 +376,33 @@ class PlannerCluster:
             quota = self.leaders[0].plan[name]
             wish = self.leaders[LEADERS * (1 + NAMES.index(name))].plan[name]
             want = quota if self.follows_quota else min(wish, quota)
-            status = pool.get("status", {})
-            state = (
-                pool["spec"].get("quota"),
-                self.site.replicas(name),
-                status.get("reserved"),
-                status.get("claim"),
-            )
-            if "deletionTimestamp" in pool["metadata"] or state != (quota, want, want, None):
-                return f"{name}: {state} instead of quota {quota}, {want} replicas"
+            status, replicas = pool.get("status", {}), self.site.replicas(name)
+            claim = status.get("claim")
+            # A claim that nobody wants any more may stand while it takes nothing from others.
+            bound = want + (claim["to"] - claim["start"] if claim else 0)
+            state = (pool["spec"].get("quota"), replicas, status.get("reserved"))
+            leaving = "deletionTimestamp" in pool["metadata"]
+            if leaving or bound > quota or state != (quota, want, want):
+                return f"{name}: {state}, {claim} instead of quota {quota}, {want} replicas"
         return None
+
+
+def _start(random: Random, mood: Mood) -> tuple[Site, bool]:
+    """Return a cluster to begin with, and whether pools are to take all of their quotas."""
+    budget = _budget(random)
+    few = 2 if mood == "leaders" else random.choice([2, 3, 7])
+    running = {name: random.randrange(few) for name in NAMES}
+    start = "calm" if mood == "leaders" else random.choice(["calm", "calm", "unknown", "any"])
+    quotas: dict[str, int | None] = {
+        "calm": dict(running),
+        "unknown": dict.fromkeys(NAMES),
+        "any": {name: random.choice([None, random.randrange(7)]) for name in NAMES},
+    }[start]
+    booked, scaler = start != "unknown", random.choice([QUOTA, TOLD])
+    if mood == "pool":  # one that may have much and wants now this and now that
+        quotas = dict(fitting({name: random.randrange(3, 7) for name in NAMES}, budget))
+        booked, scaler = True, TOLD
+    return Site(budget, running, quotas, booked=booked, scaler=scaler), scaler == QUOTA
 
 
 def _budget(random: Random) -> Amounts:

@@ -18,7 +18,8 @@ from hrl_planner.control.decision import QUOTA
 from hrl_planner.kube.crds import POOLS
 from tests.ledger_model import NAMES
 from tests.modelled_kubernetes import ModelClient
-from tests.planner_cluster import PlannerCluster, Watches
+from tests.planner_cluster import PlannerCluster
+from tests.planner_leaders import Watches
 from tests.planner_site import NAMESPACE, Site
 
 SCHEDULES = int(os.environ.get("PLANNER_SCHEDULES", "100"))
