@@ -1,24 +1,19 @@
-"""A modelled cluster with its planners, everything that may happen to it, and what must hold.
+"""A modelled cluster with its planners, and everything that may happen to it.
 
-After every move, for every resource:
-
-* what may exist in a pool, writes on their way included, is at most what its book says;
-* quotas that are written or on their way and what pools may hold fit the budget together, or, where
-  something outside brought them above it, never come to exceed it by more.
-
-When all faults stop, the cluster must arrive at the plan.
+What must hold after every move is in `ledger_audit.py`. When all faults stop, the cluster must
+arrive at the plan.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from random import Random
 from typing import Any, Literal
 
 from hrl_planner.ledger import Pods, Reservation, Target
+from tests.ledger_audit import Amounts, Audit, cost
 from tests.ledger_model import (
-    COSTS,
     MAXIMUM,
     NAMES,
     Backlog,
@@ -34,14 +29,9 @@ LEADERS = 2  # of every planner: one, and one that has not noticed that it is no
 SETTLE_ROUNDS = 60
 MOST_SENT = 6  # more are lost: a late write among many would hardly ever be the next to arrive
 
-Amounts = dict[str, float]
 Counts = dict[str, int]
 Start = Literal["unknown", "calm", "any"]
 Mood = Literal["leaders", "pool", "any"]
-
-
-def cost(name: str, resource: str) -> float:
-    return COSTS[name].get(resource) or 0.0
 
 
 def fitting(plan: Counts, budget: Amounts) -> Counts:
@@ -101,9 +91,7 @@ class Cluster:
         self.locals = {
             name: [LocalPlanner(self.world, name) for _ in range(LEADERS)] for name in NAMES
         }
-        self.forgiven: set[str] = set()
-        self.abandoned: set[str] = set()  # gone by force or by a false book, whatever they hold
-        self.level = {r: max(amount, self.counted()[r]) for r, amount in budget.items()}
+        self.audit = Audit(self.world)
 
     # Planners.
 
@@ -166,7 +154,7 @@ class Cluster:
         pool = self.world.pools.get(name)
         if pool is None:
             version = self.world.next_version()
-            self.abandoned.discard(name)
+            self.audit.abandoned.discard(name)
             with self.outside():
                 self.world.pools[name] = Pool(uid=version, version=version, quota=None)
         elif pool.finalizer:
@@ -198,9 +186,9 @@ class Cluster:
                 self.world.pods[name] = Pods(pods.live - 1, pods.draining + 1)
 
     def pool_is_deleted_by_force(self, name: str) -> None:
-        self.forgiven.discard(name)
+        self.audit.forgiven.discard(name)
         if name in self.world.pools:
-            self.abandoned.add(name)
+            self.audit.abandoned.add(name)
             with self.outside():
                 del self.world.pools[name]
 
@@ -299,24 +287,7 @@ class Cluster:
     # What must hold.
 
     def check(self) -> None:
-        self._books_tell_the_truth()
-        used = self.counted()
-        for resource, amount in self.world.group.budget.items():
-            level = self.level[resource]
-            assert used[resource] <= max(level, amount), (
-                f"{resource}: {used[resource]:g} granted or held, budget {amount:g} ({level:g})"
-            )
-            if level > amount and not self.forgiven:
-                promised = self.counted(with_writes_sent=True)[resource]
-                self.level[resource] = max(amount, min(level, promised))
-
-    def _books_tell_the_truth(self) -> None:
-        for name, pool in self.world.pools.items():
-            bound, truth = pool.reservation.bound, self._may_exist(name)
-            if self._will_say(name) >= truth:
-                self.forgiven.discard(name)
-            if bound is not None and bound < truth and name not in self.forgiven:
-                raise AssertionError(f"{name}: {truth} replicas may come to be, booked are {bound}")
+        self.audit.check(self.world)
 
     def arrives_at_the_plan(self) -> None:
         """Without faults, and in few rounds."""
@@ -348,47 +319,9 @@ class Cluster:
 
     # Their parts.
 
-    def _may_exist(self, name: str) -> int:
-        return self.world.may_exist(name) + self.world.may_be_raised(name)
-
-    def _will_say(self, name: str) -> int:
-        """What the book says or is about to; a pool without counts as the most it should have."""
-        says = self.world.may_be_booked(name)
-        return MAXIMUM if says is None else says
-
-    def counted(self, *, with_writes_sent: bool = False) -> Amounts:
-        """What is granted or may be held, by the truth of the world and not by the books alone."""
-        world = self.world
-        quota_of = world.quota_may_be_claimed if with_writes_sent else world.quota_may_be
-        used = dict.fromkeys(self.world.group.budget, 0.0)
-        for name, pool in self.world.pools.items():
-            sent = world.bound_may_be(name) if with_writes_sent else 0
-            bound = max(pool.reservation.bound or 0, sent)
-            replicas = max(self._may_exist(name), quota_of(name), bound)
-            for resource in used:
-                used[resource] += replicas * cost(name, resource)
-        for name in set(NAMES) - world.pools.keys() - self.abandoned:
-            for resource in used:
-                used[resource] += world.may_exist(name) * cost(name, resource)
-        return used
-
-    @contextmanager
-    def outside(self) -> Iterator[None]:
-        """An act nobody can book: it may bring the cluster above budget, and books may be wrong."""
-        yield
-        booked = dict.fromkeys(self.world.group.budget, 0.0)
-        hidden = dict.fromkeys(booked, 0.0)
-        for name in self.world.pools:
-            exists = self._may_exist(name)
-            says = min(self._will_say(name), exists)
-            if exists > says:
-                self.forgiven.add(name)
-            counts = max(self.world.quota_may_be_claimed(name), self.world.bound_may_be(name), says)
-            for resource in booked:
-                booked[resource] += counts * cost(name, resource)
-                hidden[resource] += (exists - says) * cost(name, resource)
-        for resource, amount in self.world.group.budget.items():
-            self.level[resource] = max(amount, booked[resource]) + hidden[resource]
+    def outside(self) -> AbstractContextManager[None]:
+        """An act of somebody that nobody can book."""
+        return self.audit.outside(lambda: self.world)
 
     def _send(self, writes: list[Send], arrive: int) -> None:
         for write in writes[:arrive]:
@@ -399,6 +332,5 @@ class Cluster:
     def _arrive(self, write: Send) -> None:
         before = set(self.world.pools)
         self.world.deliver(write)
-        # Whose book was falsified may be let go too early.
-        self.abandoned |= (before - self.world.pools.keys()) & self.forgiven
+        self.audit.gone(before - self.world.pools.keys())
         self.check()

@@ -12,7 +12,8 @@ from random import Random
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.ledger_cluster import Amounts, Cluster, Counts, Mood, Start
+from tests.ledger_audit import Amounts
+from tests.ledger_cluster import Cluster, Counts, Mood, Start
 from tests.ledger_model import NAMES
 
 FEW = st.integers(0, 6)

@@ -211,10 +211,14 @@ class LocalPlanner:
         mine = next((p for p in listed.pools if p.name == self.name), None)
         # What a policy makes of numbers that are not there yet could be carried out as soon as the
         # quota comes, in this very round.
-        if mine is not None and mine.spec.quota is None:
+        if mine is None:
+            # Read at the API server, because watches do not know it yet, or not any more.
+            self._wants = _Wants(reason="not listed in its group")
+            return active
+        if mine.spec.quota is None:
             self._wants = _Wants(reason="no quota yet")
             return active
-        if mine is not None and mine.status.desired is None:
+        if mine.status.desired is None:
             self._wants = _Wants(reason="replicas not reported yet")
             return active
         now_s = self._clock()

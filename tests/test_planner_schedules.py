@@ -1,0 +1,53 @@
+"""The planners under random schedules of faults and hands (`planner_cluster.py`).
+
+`PLANNER_SCHEDULES=20000 pytest -n0 tests/test_planner_schedules.py` runs as many as asked, each
+schedule another one every time. `PLANNER_SEED` runs that one alone: a failure tells it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import pytest
+
+pytest.importorskip("kubernetes")
+
+from hrl_planner.control import Connector, LocalPlanner, NoMetrics
+from hrl_planner.control.decision import QUOTA
+from hrl_planner.kube.crds import POOLS
+from tests.ledger_model import NAMES
+from tests.modelled_kubernetes import ModelClient
+from tests.planner_cluster import PlannerCluster
+from tests.planner_leaders import Watches
+from tests.planner_site import NAMESPACE, Site
+
+SCHEDULES = int(os.environ.get("PLANNER_SCHEDULES", "100"))
+
+
+def seeds() -> range:
+    if "PLANNER_SEED" in os.environ:
+        one = int(os.environ["PLANNER_SEED"])
+        return range(one, one + 1)
+    first = secrets.randbelow(2**40) if "PLANNER_SCHEDULES" in os.environ else 0
+    return range(first, first + SCHEDULES // 2)
+
+
+@pytest.mark.parametrize("hands", [False, True], ids=["planners alone", "with hands"])
+def test_the_budget_is_never_exceeded_and_the_plan_is_reached(hands: bool) -> None:
+    for seed in seeds():
+        PlannerCluster(seed, hands=hands).run()
+
+
+def test_a_pool_that_watches_do_not_list_yet_is_left_as_it_is() -> None:
+    """What is not in a watch is read at the API server; its neighbours come of the watch."""
+    budget = {"X": 8.0, "Y": 8.0, "total": 16.0, "watts": 6000.0}
+    running = dict.fromkeys(NAMES, 1)
+    site = Site(budget, running, dict.fromkeys(NAMES, 3), booked=True, scaler=QUOTA)
+    now = Connector(ModelClient(site.api.answer), NAMESPACE)
+    view = {**site.api.objects, POOLS: {}}
+    look = Watches(view, now, {})
+    planner = LocalPlanner(now, "a", NoMetrics(), lambda: 0.0, look=look)
+    assert planner.round().written == ()
+    view[POOLS] = site.api.objects[POOLS]
+    assert planner.round().target == 3
