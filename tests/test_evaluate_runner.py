@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from io import StringIO
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from agents.evaluate import EvaluationConfig, EvaluationError, Workload, evaluate
 from agents.evaluate import runner as runner_module
 from agents.evaluate.cases import choose_workloads, load_case
 from agents.evaluate.runner import run_cells
 from agents.evaluate.store import Store
+from agents.evaluate.summary import terminal_table
 from hrl_planner.errors import PolicyError, ScenarioError, TraceError
 from hrl_planner.spec import ClusterSpec
 
@@ -90,6 +93,20 @@ def test_tables_and_report_are_written(config, tmp_path):
     assert len(summary) == 2 * classes
     assert (summary["attainment_low"] <= summary["attainment"]).all()
     assert done.report == tmp_path / "report.html"
+
+
+def test_a_terminal_shows_every_policy_whole_however_many_there_are(tmp_path):
+    policies = ("static", "hpa", "queue-length", "rule", "wva", "hpa:decode_running=40")
+    done, _ = run(make_config(policies=policies, seeds=1), tmp_path)
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(terminal_table(done.results, console.width))
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert shown.count("Budget violations") > 1
+    for policy in policies:
+        assert policy in shown
+    assert f"{100 * done.results.all_estimates('attainment')[0].value:.1f}" in shown
 
 
 class _Outside(HTMLParser):

@@ -15,6 +15,7 @@ from agents.evaluate.store import CellData
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Group
     from rich.table import Table
 
 # What the terminal shows; the report and summary.csv have all of METRICS.
@@ -180,41 +181,69 @@ def comparison_lines(results: Results, names: Sequence[str]) -> list[Line]:
     return [*lines[:at], *parts, *lines[at:]]
 
 
-def terminal_table(results: Results, width: int) -> Table:
+def terminal_table(results: Results, width: int) -> Group:
     """The comparison for the terminal: metrics down, policies across, best in bold.
 
     Args:
         results: the runs.
-        width: of the terminal; intervals are left out where they do not fit.
+        width: of the terminal; intervals are left out where they do not fit, and policies that do
+            not fit beside the others follow below.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.console import Group
 
     lines = comparison_lines(results, HEADLINE)
     intervals = [[_short_interval(line.metric, one) for one in line.found] for line in lines]
     longest = max((len(text) for row in intervals for text in row), default=0)
     labels = [line.label + (f", {line.metric.unit}" if line.metric.unit else "") for line in lines]
-    columns = [max(len(policy), longest) for policy in results.policies]
-    fits = max(map(len, labels)) + sum(columns) + 3 * (len(columns) + 1) <= width
+    left = width - max(map(len, labels)) - 3
+    names = [min(len(policy), _LONGEST_NAME) for policy in results.policies]
+    fits = sum(max(name, longest) + 3 for name in names) <= left
+    numbers = max(len(line.metric.number(one.value)) for line in lines for one in line.found)
+    blocks = _side_by_side([max(name, numbers) + 3 for name in names], left)
     runs = max(one.runs for one in lines[0].found)
     where = "below" if fits else "in summary.csv and in the report"
     title = f"IQM over {runs} run{'s' if runs > 1 else ''} per policy"
-    table = Table(
-        title=title + (f"; 95 % intervals {where}" if runs > 1 else ""),
-        title_style="",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
+    title += f"; 95 % intervals {where}" if runs > 1 else ""
+    shown = intervals if fits else None
+    return Group(title, *(_block(results, lines, labels, shown, block) for block in blocks))
+
+
+def _side_by_side(widths: Sequence[int], room: int) -> list[range]:
+    """Return which columns stand beside each other, one at least."""
+    blocks, first, used = [], 0, 0
+    for index, width in enumerate(widths):
+        if index > first and used + width > room:
+            blocks.append(range(first, index))
+            first, used = index, 0
+        used += width
+    return [*blocks, range(first, len(widths))]
+
+
+def _block(
+    results: Results,
+    lines: Sequence[Line],
+    labels: Sequence[str],
+    intervals: Sequence[Sequence[str]] | None,
+    policies: range,
+) -> Table:
+    """Return the table of some policies."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for policy in results.policies:
-        table.add_column(policy, justify="right")
-    for label, line, row in zip(labels, lines, intervals, strict=True):
+    for index in policies:
+        table.add_column(
+            results.policies[index], justify="right", max_width=_LONGEST_NAME, overflow="fold"
+        )
+    for row, (label, line) in enumerate(zip(labels, lines, strict=True)):
         best = best_index(line.metric, line.found)
         cells = []
-        for index, one in enumerate(line.found):
-            text = line.metric.number(one.value)
+        for index in policies:
+            text = line.metric.number(line.found[index].value)
             text = f"[bold green]{text}[/]" if index == best else text
-            cells.append(f"{text}\n[dim]{row[index]}[/]" if fits and row[index] else text)
+            interval = "" if intervals is None else intervals[row][index]
+            cells.append(f"{text}\n[dim]{interval}[/]" if interval else text)
         table.add_row(label, *cells)
     return table
 
