@@ -348,11 +348,17 @@ class PlannerCluster:
     # Without faults.
 
     def arrives_at_the_plan(self) -> None:
-        """Without faults, and in few rounds."""
+        """Without faults, and in few rounds; what books still keep goes when others may want it."""
         self.site.sent.clear()
         self._calm = True
         first = self.leaders[0]
         first.plan = fitting(first.plan, self.site.budget)
+        self._settles()
+        if any(pool["status"].get("claim") for pool in self.site.pools.values()):
+            first.plan = dict.fromkeys(NAMES, 0)
+            self._settles()
+
+    def _settles(self) -> None:
         for _ in range(SETTLE_ROUNDS):
             if self._unfinished() is None:
                 return
@@ -377,13 +383,17 @@ class PlannerCluster:
             wish = self.leaders[LEADERS * (1 + NAMES.index(name))].plan[name]
             want = quota if self.follows_quota else min(wish, quota)
             status, replicas = pool.get("status", {}), self.site.replicas(name)
-            claim = status.get("claim")
-            # A claim that nobody wants any more may stand while it takes nothing from others.
-            bound = want + (claim["to"] - claim["start"] if claim else 0)
-            state = (pool["spec"].get("quota"), replicas, status.get("reserved"))
+            claim, reserved = status.get("claim"), status.get("reserved")
+            # A claim that nobody wants any more stands until its target changes, and `reserved`
+            # does not sink meanwhile. While both together fit the quota, which counts anyway, that
+            # takes nothing from others; with a lower quota the claim must go (the second plan).
+            most = quota - (claim["to"] - claim["start"]) if claim else want
+            booked = reserved is not None and want <= reserved <= most
             leaving = "deletionTimestamp" in pool["metadata"]
-            if leaving or bound > quota or state != (quota, want, want):
-                return f"{name}: {state}, {claim} instead of quota {quota}, {want} replicas"
+            has = (pool["spec"].get("quota"), replicas)
+            if leaving or not booked or has != (quota, want):
+                state = f"{(*has, reserved)}, {claim}"
+                return f"{name}: {state} instead of quota {quota}, {want} replicas"
         return None
 
 

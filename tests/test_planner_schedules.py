@@ -6,6 +6,7 @@ schedule another one every time. `PLANNER_SEED` runs that one alone: a failure t
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 
@@ -15,14 +16,16 @@ pytest.importorskip("kubernetes")
 
 from hrl_planner.control import Connector, LocalPlanner, NoMetrics
 from hrl_planner.control.decision import QUOTA
+from hrl_planner.control.local_planner import SETTLE_S
 from hrl_planner.kube.crds import POOLS
 from tests.ledger_model import NAMES
-from tests.modelled_kubernetes import ModelClient
+from tests.modelled_kubernetes import DEPLOYMENTS, Answer, ModelClient, Request
 from tests.planner_cluster import PlannerCluster
 from tests.planner_leaders import Watches
 from tests.planner_site import NAMESPACE, Site
 
 SCHEDULES = int(os.environ.get("PLANNER_SCHEDULES", "100"))
+ROOMY = {"X": 9.0, "Y": 9.0, "total": 18.0, "watts": 9000.0}
 
 
 def seeds() -> range:
@@ -51,3 +54,30 @@ def test_a_pool_that_watches_do_not_list_yet_is_left_as_it_is() -> None:
     assert planner.round().written == ()
     view[POOLS] = site.api.objects[POOLS]
     assert planner.round().target == 3
+
+
+def test_replicas_are_counted_once_whenever_another_lowers_their_target() -> None:
+    """They are asked for when the target is read, and draining when the pods are listed."""
+    for moment in range(20):
+        three = dict.fromkeys(NAMES, 3)
+        site = Site(ROOMY, three, dict(three), booked=True, scaler=QUOTA)
+        site.api.patch(POOLS, "a", {"status": {"reserved": 4}}, "status")  # one drained long ago
+        planner = _interrupted(site, moment)
+        planner.round()
+        site.time_passes(SETTLE_S + 1.0)
+        planner.round()
+        assert site.pools["a"]["status"]["reserved"] <= 4, f"lowered before request {moment}"
+
+
+def _interrupted(site: Site, moment: int) -> LocalPlanner:
+    """Return a planner before whose n-th request its target is scaled to none, and pods drain."""
+    asked = itertools.count()
+
+    def carry(request: Request) -> Answer:
+        if next(asked) == moment:
+            site.write(Request("PATCH", DEPLOYMENTS, "a", body={"spec": {"replicas": 0}}))
+            site.controller_acts("a", catch_up=True)
+        return site.write(request)
+
+    connector = Connector(ModelClient(carry), NAMESPACE)
+    return LocalPlanner(connector, "a", NoMetrics(), lambda: site.now_s)

@@ -284,7 +284,13 @@ class LocalPlanner:
             pods=seen.pods if claimed else None,
             count=self._look_at.pods_now,
         )
-        return replace(again, fresh=True)
+        if claimed or again.trouble:
+            return replace(again, fresh=True)
+        # Replicas of a target lowered before its pods were listed would count twice: as asked for,
+        # and as draining.
+        after = self._look(seen.pool, self._connector, pods=again.pods)
+        same = after.target.target.spec_version == again.target.target.spec_version
+        return replace(again, fresh=same, trouble=after.trouble)
 
     def _look(
         self,
@@ -303,11 +309,12 @@ class LocalPlanner:
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         # Pods of a target that is gone still hold GPUs until they are.
         selector = selector or target.selector or pool.status.selector
+        settled = self._settled(target, pool)  # before pods are listed, however long that takes
         try:
             pods = pods or (count or at.pods)(selector, pool.spec.pods_per_replica)
         except DeniedError as error:
             return Seen(pool, target, trouble=Trouble("PodsCounted", "Denied", str(error)))
-        return Seen(pool, target, pods, self._settled(target, pool), selector=selector)
+        return Seen(pool, target, pods, settled, selector=selector)
 
     def _settled(self, target: TargetState, pool: WorkerPool) -> bool:
         """Say whether the target has been unchanged for longer than its controller lags."""

@@ -28,6 +28,8 @@ alive and those asked for, plus what the target's controller has not caught up w
 
 * a raise by d replicas adds at most d to E, and added d to R before;
 * lowering the target, and replicas that start, drain or end, never add to E;
+* what is asked of the target is the same before and after its pods are listed, so that no replica
+  counts as asked for and as draining, and a count alone never raises `reserved` above R;
 * `reserved` is lowered only to what a list of pods taken after reading the book shows, with no
   claim open and the target *settled*: unchanged for longer than its controller lags behind. By
   the lemma nobody raised the target meanwhile.

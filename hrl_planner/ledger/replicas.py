@@ -80,7 +80,7 @@ class PoolView:
         pods: of the target.
         settled: the target has been unchanged for longer than its controller lags.
         fresh: the target, and without an open claim the pods, were read from the API server after
-            the book, not from a watch.
+            the book, not from a watch; nothing else was asked of the target between the two.
     """
 
     quota: int | None
