@@ -11,7 +11,7 @@ is scaled by the rule, and the LP plans the others around it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -194,9 +194,14 @@ class FluidPlanner:
 
     def listen(self, observation: ClusterObservation) -> Plan:
         """Do the same on the terms of the last plan."""
-        self._moment = self._look(observation)
+        demand = self._demand.estimate(observation)
+        ready = np.ascontiguousarray(observation.pool_field("ready"))
+        rates = self._capacity(demand.load, np.fmax(ready, 1.0), None)
+        self._moment = self._look(observation, demand, rates)
         if self._moment is None:
             plan = self._hold(observation, current_targets(observation))
+            # Held or not, requests come, and the router need not go by weights of another hour.
+            plan = replace(plan, flows=self._route(ready, demand, rates))
         else:
             plan = self._plan(self._moment, self._terms)
         share = 0.02
@@ -216,18 +221,17 @@ class FluidPlanner:
             return None
         return self._plan(self._moment, terms)
 
-    def _look(self, observation: ClusterObservation) -> _Moment | None:
+    def _look(
+        self, observation: ClusterObservation, demand: Demand, rates: _Rates
+    ) -> _Moment | None:
         """Take in an observation; None where nothing is known of the traffic."""
         if np.isnan(self._known_s):
             self._known_s = observation.now_s
             self._settled_s = observation.now_s + self._settle_s
-        demand = self._demand.estimate(observation)
         blackout = np.isnan(observation.pool_field("arrivals_rps")).all()
         if blackout or np.isnan(demand.now).any():
             return None
         self._known_s = observation.now_s
-        ready = np.ascontiguousarray(observation.pool_field("ready"))
-        rates = self._capacity(demand.load, np.fmax(ready, 1.0), None)
         by_rule = np.zeros(0)
         if self._blind.size:
             by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
@@ -245,9 +249,12 @@ class FluidPlanner:
     def _plan(self, moment: _Moment, terms: Terms) -> Plan:
         """Solve, make whole, and route."""
         current, demand = moment.current, moment.demand
+        ready = np.ascontiguousarray(moment.observation.pool_field("ready"))
+        flows = self._route(ready, demand, moment.rates)
         best = self._allocate(moment, terms)
         if best is None:
-            return self._projected(current.astype(np.float64), current, "lp: no solution, hold")
+            held = self._projected(current.astype(np.float64), current, "lp: no solution, hold")
+            return replace(held, flows=flows)
         whole = np.ceil(best.replicas - self._round_up)
         if not self._arrays.fits(whole.astype(np.int64)):
             whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
@@ -255,13 +262,12 @@ class FluidPlanner:
         whole = np.where(idle, self._minimum, whole)
         weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
         wish = np.where(idle, whole, best.replicas + 0.5 - self._round_up)
-        ready = np.ascontiguousarray(moment.observation.pool_field("ready"))
         reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
         if self._blind.size:
             reason += f"; no profile, by rule: pools {self._blind.tolist()}"
         return Plan(
             project(whole, current, self._arrays, weights=weights),
-            self._route(ready, demand, moment.rates),
+            flows,
             reason=reason,
             advice=Advice(wish, best.marginal, demand.planned),
         )
