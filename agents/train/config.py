@@ -115,7 +115,8 @@ class StageConfig(_Model):
     Attributes:
         level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
         head: what an allocator decides: `terms`, how much of each role's capacity the prior may
-            plan with and how dear it is to stop a replica; `residual`, a correction of every
+            plan with, how dear it is to stop a replica, what must stay and how far to trust the
+            forecast; `residual`, a correction of every
             pool's quota at once; or `moves`, single replicas one by one within the budget.
         moves: most moves of a decision.
         stop_odds: log-odds of making no further move at first, against all moves together.
