@@ -198,18 +198,16 @@ def prefill_s(
 
 
 @compiled
-def _length(mean: float, std: float, k: int) -> float:
-    """Return the k-th of six equally likely lognormal lengths."""
+def _lengths(mean: float, std: float, lengths: FloatArray) -> None:
+    """Write six equally likely lognormal lengths."""
     cv = min(std / max(mean, 1.0), 3.0)
     sigma = np.sqrt(np.log(1.0 + cv * cv))
-    at = 0.0
     total = 0.0
-    for j in range(6):
-        value = np.exp(sigma * _NORMAL[j])
-        total += value
-        if j == k:
-            at = value
-    return float(max(mean, 1.0) * at * 6.0 / total)
+    for k in range(6):
+        lengths[k] = np.exp(sigma * _NORMAL[k])
+        total += lengths[k]
+    for k in range(6):
+        lengths[k] = max(mean, 1.0) * lengths[k] * 6.0 / total
 
 
 @compiled
@@ -225,8 +223,10 @@ def prefill_times(
     surface, table = model.surface[i], model.table
     mean = 0.0
     square = 0.0
+    lengths = np.empty(6)
+    _lengths(load.isl[c], load.isl_std[c], lengths)
     for k in range(6):
-        isl = _length(load.isl[c], load.isl_std[c], k)
+        isl = lengths[k]
         cached = load.hit_rate[c] * isl
         new = max(isl - cached, 1.0)
         own_s[k] = prefill_s(surface, table, new, cached, model.max_tokens[i])

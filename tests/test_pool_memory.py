@@ -49,8 +49,8 @@ def test_spare_is_what_the_most_demanding_plan_of_the_while_did_not_use(
     remembered = memory()
     for turn, used in enumerate(uses):
         now_s = 10.0 * turn
-        spare, useless = remembered.spare(busy(now_s))
-        targets = busy(now_s).pool_field("target_replicas")
+        targets = busy(now_s).pool_field("target_replicas").astype(np.int64)
+        spare, useless = remembered.spare(now_s, targets)
         seen = [(10.0 * k + 10.0, use) for k, use in enumerate(uses[:turn])]
         for got, for_s in ((spare, SPARE_S), (useless, IDLE_S)):
             within = [use for t_s, use in seen if t_s >= now_s - for_s]

@@ -51,6 +51,7 @@ class _Moment:
         current: replicas asked for so far, shape (P,).
         demand: what is asked of the cluster.
         rates: of the replicas that serve now.
+        flows: that suit these replicas, shape (C, P); None where nothing does.
         idle: pools that have had nothing to do for long, shape (P,).
         gpus: that can be had of each type, shape (T,).
         by_rule: replicas the rule asks for in pools without a profile, in their order.
@@ -62,6 +63,7 @@ class _Moment:
     current: IntArray
     demand: Demand
     rates: _Rates
+    flows: FloatArray | None
     idle: NDArray[np.bool_]
     gpus: FloatArray
     by_rule: FloatArray
@@ -197,11 +199,12 @@ class FluidPlanner:
         demand = self._demand.estimate(observation)
         ready = np.ascontiguousarray(observation.pool_field("ready"))
         rates = self._capacity(demand.load, np.fmax(ready, 1.0), None)
-        self._moment = self._look(observation, demand, rates)
+        flows = self._route(ready, demand, rates)
+        current = current_targets(observation)
+        self._moment = self._look(observation, current, demand, rates, flows)
         if self._moment is None:
-            plan = self._hold(observation, current_targets(observation))
             # Held or not, requests come, and the router need not go by weights of another hour.
-            plan = replace(plan, flows=self._route(ready, demand, rates))
+            plan = replace(self._hold(observation, current), flows=flows)
         else:
             plan = self._plan(self._moment, self._terms)
         share = 0.02
@@ -222,7 +225,12 @@ class FluidPlanner:
         return self._plan(self._moment, terms)
 
     def _look(
-        self, observation: ClusterObservation, demand: Demand, rates: _Rates
+        self,
+        observation: ClusterObservation,
+        current: IntArray,
+        demand: Demand,
+        rates: _Rates,
+        flows: FloatArray | None,
     ) -> _Moment | None:
         """Take in an observation; None where nothing is known of the traffic."""
         if np.isnan(self._known_s):
@@ -237,24 +245,23 @@ class FluidPlanner:
             by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
         return _Moment(
             observation,
-            current_targets(observation),
+            current,
             demand,
             rates,
+            flows,
             self._memory.idle(observation),
             self._memory.available(observation),
             by_rule,
-            *self._memory.spare(observation),
+            *self._memory.spare(observation.now_s, current),
         )
 
     def _plan(self, moment: _Moment, terms: Terms) -> Plan:
         """Solve, make whole, and route."""
         current, demand = moment.current, moment.demand
-        ready = np.ascontiguousarray(moment.observation.pool_field("ready"))
-        flows = self._route(ready, demand, moment.rates)
         best = self._allocate(moment, terms)
         if best is None:
             held = self._projected(current.astype(np.float64), current, "lp: no solution, hold")
-            return replace(held, flows=flows)
+            return replace(held, flows=moment.flows)
         whole = np.ceil(best.replicas - self._round_up)
         if not self._arrays.fits(whole.astype(np.int64)):
             whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
@@ -267,7 +274,7 @@ class FluidPlanner:
             reason += f"; no profile, by rule: pools {self._blind.tolist()}"
         return Plan(
             project(whole, current, self._arrays, weights=weights),
-            flows,
+            moment.flows,
             reason=reason,
             advice=Advice(wish, best.marginal, demand.planned),
         )

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from hrl_planner.budget import BudgetArrays
 from hrl_planner.observation import POOL_FIELDS, ClusterObservation
 from hrl_planner.planner.demand import Recent
-from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import FloatArray, IntArray
 
 _PENDING_RETRY_S = 300.0
@@ -66,17 +65,19 @@ class PoolMemory:
         since[~(at_work <= 0.0)] = np.inf  # unknown is not idle
         return observation.now_s - since >= self._idle_s
 
-    def spare(self, observation: ClusterObservation) -> tuple[FloatArray, FloatArray]:
+    def spare(self, now_s: float, targets: IntArray) -> tuple[FloatArray, FloatArray]:
         """Return how many replicas of each pool no plan used in `spare_s`, in `idle_s`, (P,) each.
 
-        To be asked once for an observation.
+        To be asked once at every look.
+
+        Args:
+            now_s: time of the look.
+            targets: replicas asked for so far, shape (P,).
         """
-        now_s = observation.now_s
         self._first_s = min(self._first_s, now_s)
         if self._in_use is not None:
             self._uses.add(now_s, self._in_use)
         self._uses.forget(now_s - max(self._spare_s, self._idle_s))
-        targets = current_targets(observation)
         spare = self._unused(targets, now_s, self._spare_s)
         return spare, self._unused(targets, now_s, self._idle_s)
 
