@@ -13,7 +13,7 @@ import numpy as np
 from hrl_planner.budget import price_per_hour
 
 if TYPE_CHECKING:
-    from envs.simulation import SimResult
+    from envs.simulation import SimResult, Simulation
     from hrl_planner.spec import ClusterSpec
 
 
@@ -39,3 +39,19 @@ def score(result: SimResult, budget_of: ClusterSpec | None = None) -> float:
     """Return value share minus weighted cost share; arguments as in `cost_share`."""
     weight = (budget_of or result.spec).reward.gpu_price_weight
     return value_share(result) - weight * cost_share(result, budget_of)
+
+
+def weighed_so_far(simulation: Simulation) -> float:
+    """Return the score of a run under way: of all its requests, those attained by now.
+
+    Runs of the same cluster and trace are compared at the same moment; requests that have still to
+    finish count for neither.
+    """
+    spec = simulation.spec
+    value = np.array([c.value for c in spec.slo_classes])
+    price = np.array([pool.price_per_gpu_hour for pool in spec.pools])
+    offered = float(value[simulation.class_id].sum())
+    attained = float(value @ simulation.cluster.classes["attained"])
+    whole = price_per_hour(spec) * simulation.trace.duration_s
+    cost = float(price @ simulation.gpu_seconds()) / max(whole, 1e-9)
+    return attained / max(offered, 1e-9) - spec.reward.gpu_price_weight * cost

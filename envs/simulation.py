@@ -8,6 +8,7 @@ scenario's events, the translation of plans, and the columns of the result.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,6 +30,17 @@ from hrl_planner.workload.events import ClusterEvent
 from hrl_planner.workload.trace import Trace
 
 _FINISH_STEP_S = 10.0
+# Fixed when a cluster is built, and most of its memory.
+_UNCHANGING = {
+    "surfaces",
+    "table",
+    "blocks",
+    "startup_s",
+    "lifetime_s",
+    "grid_lengths",
+    "grid_targets",
+    "grid_pools",
+}
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,21 @@ class Simulation:
         g = self.cluster.g[0]
         return bool(g["next_arrival"] == len(self.trace) and g["n_unresolved"] == 0)
 
+    def branch(self) -> Simulation:
+        """Return a copy that goes on from here by itself; what never changes is shared."""
+        other = copy(self)
+        fields = set(Cluster._fields) - _UNCHANGING
+        own = {name: getattr(self.cluster, name).copy() for name in fields}
+        other.cluster = self.cluster._replace(**own)
+        other._inventory_cut = self._inventory_cut.copy()
+        return other
+
+    def gpu_seconds(self) -> NDArray[np.float64]:
+        """Return the GPU time of every pool so far, starting and draining included, shape (P,)."""
+        for index in range(len(self.spec.pools)):
+            lifecycle.meter(self.cluster, index, self.now_s)
+        return np.array(self.cluster.pools["gpu_seconds"])
+
     def advance_to(self, t_s: float) -> None:
         """Let time pass until `t_s`, with the scenario's events at their times."""
         while self._next_event < len(self._events):
@@ -193,8 +220,7 @@ class Simulation:
     def result(self) -> SimResult:
         """Return the columns of all requests and the timeline so far."""
         cluster = self.cluster
-        for index in range(len(self.spec.pools)):
-            lifecycle.meter(cluster, index, self.now_s)
+        gpu_seconds = self.gpu_seconds()
         requests = cluster.requests
         pool_of = np.append(cluster.workers["pool"], -1).astype(np.int32)
         names = ("isl_tokens", "isl"), ("osl_tokens", "osl"), ("cached_tokens", "cached")
@@ -203,13 +229,14 @@ class Simulation:
         columns |= {name: requests[name].copy() for name in same}
         # A leap writes the first token's time ahead; nobody has seen it before then.
         columns["first_token_s"][columns["first_token_s"] > self.now_s] = np.nan
-        counts = ("gpu_seconds", "scale_ups", "scale_downs", "failures")
+        counts = ("scale_ups", "scale_downs", "failures")
         return SimResult(
             spec=self.spec,
             duration_s=self.trace.duration_s,
             prefill_pool=pool_of[requests["prefill_worker"]],
             decode_pool=pool_of[requests["decode_worker"]],
             timeline=self._timeline(),
+            gpu_seconds=gpu_seconds,
             **columns,
             **{name: cluster.pools[name].copy() for name in counts},
         )
