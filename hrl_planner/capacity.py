@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from hrl_planner import surface as surfaces
 from hrl_planner._compiled import compiled
 from hrl_planner._memo import once_per_spec
+from hrl_planner.routing import DECODE, PREFILL, ROLES
 from hrl_planner.surface import decode_step_s, prefill_step_s
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-PREFILL, DECODE, AGGREGATED = range(3)
-ROLES = ("prefill", "decode", "aggregated")
 
 # Standard normal quantiles at 1/12, 3/12, ... 11/12: six equally likely lengths.
 _NORMAL = (-1.382994, -0.674490, -0.210428, 0.210428, 0.674490, 1.382994)

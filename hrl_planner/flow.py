@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from hrl_planner import _simplex
 from hrl_planner._compiled import compiled
 from hrl_planner.budget import UNLIMITED, BudgetArrays
-from hrl_planner.capacity import DECODE, PREFILL, ROLES
+from hrl_planner.routing import DECODE, PREFILL, ROLES
 
 if TYPE_CHECKING:
     from hrl_planner.spec import ClusterSpec

@@ -42,7 +42,7 @@ def fill_routes(rows: NDArray[Any], spec: ClusterSpec, packed: surface.Surface) 
     first = 0
     for index, (pool, profile) in enumerate(zip(spec.pools, spec.profiles(), strict=True)):
         row, record = rows[index], packed.record[index]
-        row["role"] = ROLES[pool.role]
+        row["role"] = ROLES.index(pool.role)
         row["first"] = first
         row["n_slots"] = pool.max_replicas
         first += pool.max_replicas

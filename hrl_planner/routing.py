@@ -51,7 +51,7 @@ POOL_ROUTE = np.dtype(
 )
 
 PREFILL, DECODE, AGGREGATED = range(3)
-ROLES = {"prefill": PREFILL, "decode": DECODE, "aggregated": AGGREGATED}
+ROLES = ("prefill", "decode", "aggregated")
 
 KV_SLO, ROUND_ROBIN, LEAST_LOADED, STATIC_GRID = range(4)
 ROUTER_KINDS = {

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from hrl_planner import _simplex
 from hrl_planner._highs import new_solver
-from hrl_planner.capacity import DECODE, PREFILL, ROLES
 from hrl_planner.flow import Allocation, FlowParameters, FluidModel
+from hrl_planner.routing import DECODE, PREFILL, ROLES
 from hrl_planner.spec import BudgetSpec, ClusterSpec
 from tests.builders import GPU, cluster, pool
 

@@ -18,7 +18,7 @@ from envs.base import PlannerEnv
 from envs.controlled import Level
 from envs.global_allocator import GlobalLevel, TermsLevel
 from envs.vec_env import ClusterVecEnv
-from hrl_planner.capacity import ROLES, CapacityModel
+from hrl_planner.capacity import CapacityModel
 from hrl_planner.encoding import Layout
 from hrl_planner.errors import CheckpointError, PolicyError
 from hrl_planner.planner import checkpoint as checkpoints
@@ -29,6 +29,7 @@ from hrl_planner.planner.lp import FluidPlanner
 from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Terms
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.scaler import outputs_of
+from hrl_planner.routing import ROLES
 from hrl_planner.workload.trace import Trace
 from tests import networks
 from tests.networks import network, zeros

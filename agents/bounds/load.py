@@ -14,14 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hrl_planner.capacity import (
-    MAX_UTILISATION,
-    PREFILL,
-    CapacityModel,
-    ClassLoad,
-    capacity,
-    decode_context,
-)
+from hrl_planner.capacity import MAX_UTILISATION, CapacityModel, ClassLoad, capacity, decode_context
+from hrl_planner.routing import PREFILL
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.trace import Trace
 

@@ -17,13 +17,14 @@ import numpy as np
 from envs.score import weighed_so_far
 from envs.simulation import Simulation
 from hrl_planner.budget import BudgetArrays
-from hrl_planner.capacity import DECODE, PREFILL, ROLES, CapacityModel
+from hrl_planner.capacity import CapacityModel
 from hrl_planner.errors import PolicyError
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.allocator import N_TERMS, terms_of
 from hrl_planner.planner.loop import within_budget
 from hrl_planner.planner.lp import FluidPlanner
 from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Terms
+from hrl_planner.routing import DECODE, PREFILL, ROLES
 
 _CAPACITY, _STOP, _KEEP, _OUTLOOK = range(N_TERMS)
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from agents.bounds.load import BinnedLoad, FloatArray, IntArray
 from hrl_planner._highs import new_solver
 from hrl_planner.budget import UNLIMITED, BudgetArrays, price_per_hour
-from hrl_planner.capacity import AGGREGATED, DECODE, PREFILL, ROLES
 from hrl_planner.errors import TraceError
+from hrl_planner.routing import AGGREGATED, DECODE, PREFILL, ROLES
 from hrl_planner.spec import ClusterSpec
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from agents.policies.network import Parts, Tensors
-from hrl_planner.capacity import ROLES
+from hrl_planner.routing import ROLES
 
 
 class Head(nn.Module):

@@ -9,10 +9,11 @@ from gymnasium import spaces
 
 from envs.controlled import Run
 from envs.global_allocator.level import GlobalLevel
-from hrl_planner.capacity import ROLES, CapacityModel
+from hrl_planner.capacity import CapacityModel
 from hrl_planner.encoding import Layout
 from hrl_planner.planner.allocator import N_TERMS, terms_of
 from hrl_planner.planner.policy import Terms
+from hrl_planner.routing import ROLES
 
 
 class TermsLevel(GlobalLevel):

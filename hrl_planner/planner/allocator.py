@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hrl_planner.capacity import ROLES
 from hrl_planner.planner.policy import FloatArray, IntArray, Plan, Terms
+from hrl_planner.routing import ROLES
 
 N_TERMS = 4
 """Numbers per role that `terms_of` reads."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrl_planner.budget import project
-from hrl_planner.capacity import DECODE, CapacityModel, ClassLoad, capacity
+from hrl_planner.capacity import CapacityModel, ClassLoad, capacity
 from hrl_planner.errors import PolicyError
 from hrl_planner.flow import Allocation, FlowParameters, FluidModel
 from hrl_planner.observation import ClusterObservation
@@ -33,6 +33,7 @@ from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import Advice, FloatArray, IntArray, Plan, PlanContext, Terms
 from hrl_planner.planner.pool_memory import PoolMemory, or_zero
 from hrl_planner.planner.rule import RulePolicy
+from hrl_planner.routing import DECODE
 
 _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
 _FEW = 3  # replicas of a pool that the first solve assumes at least
