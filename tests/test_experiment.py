@@ -507,7 +507,7 @@ def test_the_smoke_experiment_from_yaml_to_report(file, config):
     for name in config.figures:
         assert f"hrl-planner experiment figure {name}" in page
         assert (config.results / "figures" / f"smoke-{name}.svg").read_text().startswith("<svg")
-    assert "Missing, absent: none of 6 runs" in text
+    assert "Run so far, absent: none of 6 runs" in text
     status = cli("status", "--config", file)
     assert re.search(r"subject +all 12 runs", status.output)
 

@@ -35,7 +35,7 @@ def missing(results: Results, labels: tuple[str, ...] | None = None) -> list[str
         coverage = results.coverage(name)
         if not coverage.complete:
             alike.setdefault(str(coverage), []).append(name)
-    return [f"Missing, {', '.join(names)}: {text}." for text, names in alike.items()]
+    return [f"Run so far, {', '.join(names)}: {text}." for text, names in alike.items()]
 
 
 def entries(results: Results) -> Table:
