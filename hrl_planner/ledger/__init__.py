@@ -52,7 +52,8 @@ cost <= budget. GPUs are released before they are granted because R counts until
 **What outside acts do.** Nobody can keep a hand from scaling a target, a node from evicting a pod
 that then drains beside its replacement, or a user from lowering the budget. What was not booked
 is found and booked afterwards (`reserved` rises to what is seen); while the sum exceeds the
-budget nothing is granted, and the plan, which fits, only takes away. A pool that does not say
+budget nothing is granted, open claims on quotas are ended without a raise, and the plan, which
+fits, only takes away. A pool that does not say
 what it holds, or whose GPUs per replica are unknown, counts as all it may hold and gets nothing.
 A deleted pool keeps its entry, by a finalizer, until its replicas are gone; one recreated by
 force has another uid, so old claims and late writes miss it, and it counts as all it may until it
