@@ -58,6 +58,17 @@ class Audit:
                 promised = promised or self.counted(world, with_writes_sent=True)
                 self.level[resource] = max(amount, min(level, promised[resource]))
 
+    def check_quota(self, world: World, name: str, quota: int) -> None:
+        """Look at a quota that is about to be written by a planner that sees all there is."""
+        pool, used = world.pools[name], _booked(world)
+        granted = (pool.reservation.bound or 0) if pool.quota is None else pool.quota
+        for resource, amount in world.group.budget.items():
+            over = cost(name, resource) > 0.0 and used[resource] > amount
+            assert quota <= granted or not over, (
+                f"{name}: quota {granted} raised to {quota}, although of {resource} "
+                f"{used[resource]:g} are granted or held, budget {amount:g}"
+            )
+
     @contextmanager
     def outside(self, look: Callable[[], World], *, in_flight: bool = False) -> Iterator[None]:
         """An act nobody can book: it may bring the cluster above budget, and books may be wrong."""
