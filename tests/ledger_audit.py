@@ -58,6 +58,17 @@ class Audit:
                 promised = promised or self.counted(world, with_writes_sent=True)
                 self.level[resource] = max(amount, min(level, promised[resource]))
 
+    def check_quota(self, world: World, name: str, quota: int) -> None:
+        """Look at a quota that is about to be written by a planner that sees all there is."""
+        pool, used = world.pools[name], _booked(world)
+        granted = (pool.reservation.bound or 0) if pool.quota is None else pool.quota
+        for resource, amount in world.group.budget.items():
+            over = cost(name, resource) > 0.0 and used[resource] > amount
+            assert quota <= granted or not over, (
+                f"{name}: quota {granted} raised to {quota}, although of {resource} "
+                f"{used[resource]:g} are granted or held, budget {amount:g}"
+            )
+
     @contextmanager
     def outside(self, look: Callable[[], World], *, in_flight: bool = False) -> Iterator[None]:
         """An act nobody can book: it may bring the cluster above budget, and books may be wrong."""
@@ -73,12 +84,12 @@ class Audit:
             _add(grown, name, growth)
             if growth or exists > will_say(world, name):
                 self.forgiven.add(name)
-        hidden, now = _hidden(world), _booked(world)
+        hidden, granted, now = _hidden(world), _booked(world), _booked(world, with_books_sent=True)
         for resource, amount in world.group.budget.items():
             level = max(amount, now[resource]) + hidden[resource]
             if in_flight:
                 before = max(self.level[resource], budget[resource])
-                added = max(now[resource] - was[resource], 0.0) + grown[resource]
+                added = max(granted[resource] - was[resource], 0.0) + grown[resource]
                 level = max(level, before + added)
             self.level[resource] = level
 
@@ -127,13 +138,13 @@ def _hidden(world: World) -> Amounts:
     return hidden
 
 
-def _booked(world: World) -> Amounts:
-    """What quotas and books take, or will."""
+def _booked(world: World, *, with_books_sent: bool = False) -> Amounts:
+    """What quotas and books take, or will; with books on their way, which others may forestall."""
+    quota_of = world.quota_may_be_claimed if with_books_sent else world.quota_may_be
     booked = dict.fromkeys(world.group.budget, 0.0)
     for name in world.pools:
         says = min(will_say(world, name), may_exist(world, name))
-        counts = max(world.quota_may_be_claimed(name), world.bound_may_be(name), says)
-        _add(booked, name, counts)
+        _add(booked, name, max(quota_of(name), world.bound_may_be(name), says))
     return booked
 
 

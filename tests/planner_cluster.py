@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 from urllib3.exceptions import HTTPError
 
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
-from hrl_planner.control.decision import QUOTA
 from hrl_planner.control.local_planner import SETTLE_S
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.crds import GROUPS, POOLS
-from tests.ledger_audit import Amounts, Audit
+from tests.ledger_audit import Audit
 from tests.ledger_cluster import fitting
 from tests.ledger_model import MAXIMUM, NAMES
 from tests.modelled_kubernetes import (
@@ -42,12 +41,11 @@ from tests.planner_site import (
     LOCAL_S,
     MOST_SENT,
     NAMESPACE,
-    TOLD,
-    Site,
+    Mood,
     budget_spec,
+    some_budget,
+    some_site,
 )
-
-Mood = Literal["leaders", "pool", "any"]
 
 LEADERS = 2  # of every planner: one, and one that has not noticed that it is none any more
 DEEPEST = 3  # rounds within rounds
@@ -61,46 +59,53 @@ class Crash(BaseException):
 
 
 class PlannerCluster:
-    """One schedule, from one seed.
+    """One schedule.
 
     Args:
-        seed: of all that happens.
+        random: of all that happens; the smaller its numbers, the less does.
         hands: people are in it, too.
     """
 
-    def __init__(self, seed: int, *, hands: bool) -> None:
-        self.seed = seed
-        self.random = random = Random(seed)
+    def __init__(self, random: Random, *, hands: bool) -> None:
+        self.random = random
         self.journal: list[str] = []
         self.mood: Mood = random.choice(["leaders", "pool", "any", "any"])
-        self.site, self.follows_quota = _start(random, self.mood)
+        self.site, self.follows_quota = some_site(random, self.mood)
         self.audit = Audit(self.site.world())
         self._parsed: dict[str, Any] = {}  # by version, which no two objects have in common
         self._client = Connector(ModelClient(self._carry), NAMESPACE)
         self.leaders = [self._leader(name) for name in ("", *NAMES) for _ in range(LEADERS)]
         self._depth = 0
         self._calm = False
-        self._others_act = random.choice([0.0, 0.05, 0.2, 0.4])
-        self._fates = [random.choice([0.0, 0.0, 0.02, 0.05, 0.15]) for _ in FATES]
-        self._fresh = random.choice([0.1, 0.5, 0.9])  # how often a watch has caught up
+        self._others_act = random.choice([0, 5, 20, 40])  # percent, like the next two
+        self._fates = [random.choice([0, 0, 2, 5, 15]) for _ in FATES]
+        self._late = random.choice([10, 50, 90])  # how often a watch has not caught up
         self._names = random.sample(NAMES, k=1 if self.mood == "pool" else 2)
-        if self.mood == "leaders" and random.random() < 0.7:
+        if self.mood == "leaders" and self._chance(70):
             self._names = ["a", "b"]  # of one GPU type
-        self._kinds = self._may_happen(hands=hands)
-        self._weights = [random.choice([0.0, 0.3, 1.0, 4.0]) for _ in self._kinds]
-        self._weights[:2] = [random.choice([1.0, 4.0]) for _ in range(2)]  # nothing comes of none
+        # Each as often as it is to happen; without the first two nothing would come of the others.
+        self._kinds = [
+            kind
+            for i, kind in enumerate(self._may_happen(hands=hands))
+            for _ in range(random.choice([3, 12] if i < 2 else [0, 1, 3, 12]))
+        ]
 
-    def run(self) -> None:
-        """Let things happen, then none that should not, and look at all times."""
+    def run(self, *, fewest: int = 10, most: int = 40) -> None:
+        """Let things happen, then none that should not, and look at all times.
+
+        Args:
+            fewest: moves, those between requests aside.
+            most: moves.
+        """
         try:
             self.check()
             if self.mood == "leaders":
                 self._disagree()
-            for _ in range(self.random.randint(10, 40)):
+            for _ in range(self.random.randint(fewest, most)):
                 self._move()
             self.arrives_at_the_plan()
         except AssertionError as error:
-            error.add_note("\n".join([*self.journal[-60:], f"PLANNER_SEED={self.seed}"]))
+            error.add_note("\n".join(self.journal[-60:]))
             raise
 
     def check(self) -> None:
@@ -167,18 +172,21 @@ class PlannerCluster:
         return self._write(request) if fate == "repeated" else answer
 
     def _fate(self) -> str:
-        draw = self.random.random()
+        left = self._percentile()
         for fate, share in zip(FATES, self._fates, strict=True):
-            draw -= share
-            if draw < 0.0:
+            left -= share
+            if left <= 0:
                 return fate
         return "arrives"
 
     def _others(self, request: Request) -> None:
-        if not self._calm and self._depth < DEEPEST and self.random.random() < self._others_act:
+        if not self._calm and self._depth < DEEPEST and self._chance(self._others_act):
             self._move()
 
     def _write(self, request: Request) -> Answer:
+        quota = (request.body or {}).get("spec", {}).get("quota")
+        if self._calm and quota is not None:
+            self.audit.check_quota(self.site.world(), request.name, quota)
         before = set(self.site.pools)
         answer = self.site.write(request)
         self._note(
@@ -189,13 +197,20 @@ class PlannerCluster:
         self.check()
         return answer
 
+    def _chance(self, percent: int) -> bool:
+        return self._percentile() <= percent
+
+    def _percentile(self) -> int:
+        """One of a hundred; that which hypothesis finds simplest is that of what is rare."""
+        return 100 - self.random.randrange(100)
+
     def _note(self, what: str) -> None:
         self.journal.append(f"{self.site.now_s:g} s: {'  ' * self._depth}{what}")
 
     # Moves.
 
     def _move(self) -> None:
-        self.random.choices(self._kinds, self._weights)[0]()
+        self.random.choice(self._kinds)()
         self.check()
 
     def _disagree(self) -> None:
@@ -226,6 +241,9 @@ class PlannerCluster:
 
         def few() -> int:
             return random.randrange(7)
+
+        def budget() -> Any:
+            return budget_spec(some_budget(random))
 
         kinds: list[Callable[[], None]] = []
         if mood != "pool":
@@ -260,7 +278,7 @@ class PlannerCluster:
             kinds += [
                 lambda: self._by_hand(DEPLOYMENTS, name(), {"replicas": few()}),
                 lambda: self._by_hand(POOLS, name(), {"quota": random.choice([None, few()])}),
-                lambda: self._by_hand(GROUPS, GROUP_NAME, {"budget": budget_spec(_budget(random))}),
+                lambda: self._by_hand(GROUPS, GROUP_NAME, {"budget": budget()}),
                 lambda: self._book_is_edited(name()),
                 lambda: self._pod_is_evicted(name()),
                 lambda: self._pool_is_deleted_by_force(name()),
@@ -274,7 +292,7 @@ class PlannerCluster:
     def _looks(self, leader: Leader) -> None:
         """A round on what its watches tell, some of them just now."""
         for kind in STORED:
-            if self.random.random() < self._fresh:
+            if not self._chance(self._late):
                 leader.view[kind] = dict(self.site.api.objects[kind])
         self._note(f"round of {leader.name or 'group'}")
         self._round(leader)
@@ -395,30 +413,3 @@ class PlannerCluster:
                 state = f"{(*has, reserved)}, {claim}"
                 return f"{name}: {state} instead of quota {quota}, {want} replicas"
         return None
-
-
-def _start(random: Random, mood: Mood) -> tuple[Site, bool]:
-    """Return a cluster to begin with, and whether pools are to take all of their quotas."""
-    budget = _budget(random)
-    few = 2 if mood == "leaders" else random.choice([2, 3, 7])
-    running = {name: random.randrange(few) for name in NAMES}
-    start = "calm" if mood == "leaders" else random.choice(["calm", "calm", "unknown", "any"])
-    quotas: dict[str, int | None] = {
-        "calm": dict(running),
-        "unknown": dict.fromkeys(NAMES),
-        "any": {name: random.choice([None, random.randrange(7)]) for name in NAMES},
-    }[start]
-    booked, scaler = start != "unknown", random.choice([QUOTA, TOLD])
-    if mood == "pool":  # one that may have much and wants now this and now that
-        quotas = dict(fitting({name: random.randrange(3, 7) for name in NAMES}, budget))
-        booked, scaler = True, TOLD
-    return Site(budget, running, quotas, booked=booked, scaler=scaler), scaler == QUOTA
-
-
-def _budget(random: Random) -> Amounts:
-    return {
-        "X": float(random.randint(2, 8)),
-        "Y": float(random.randint(0, 5)),
-        "total": float(random.randint(4, 12)),
-        "watts": random.choice([2500.0, 6000.0]),
-    }

@@ -7,12 +7,15 @@ the ledger's audit all of it is told as the ledger's own model (`ledger_model.Wo
 
 from __future__ import annotations
 
-from typing import Any
+from random import Random
+from typing import Any, Literal
 
+from hrl_planner.control.decision import QUOTA
 from hrl_planner.control.local_planner import SETTLE_S
 from hrl_planner.kube.crds import FINALIZER, GROUPS, POOLS
 from hrl_planner.ledger import Claim, Pods, Reservation, Target
 from hrl_planner.ledger.replicas import TargetClaim
+from tests.ledger_cluster import fitting
 from tests.ledger_model import COSTS, MAXIMUM, NAMES, Backlog, Group, Pool, Send, World
 from tests.modelled_kubernetes import DEPLOYMENTS, PODS, Answer, Json, ModelApi, Request
 
@@ -23,6 +26,7 @@ GLOBAL_S, LOCAL_S = 20.0, 5.0
 
 Amounts = dict[str, float]
 Counts = dict[str, int]
+Mood = Literal["leaders", "pool", "any"]
 
 
 class Site:
@@ -158,6 +162,34 @@ class Site:
             backlog=backlog,
             sent=[sent for request in self.sent if (sent := _send_of(request)) is not None],
         )
+
+
+def some_site(random: Random, mood: Mood) -> tuple[Site, bool]:
+    """Return a cluster to begin with, and whether pools are to take all of their quotas."""
+    budget = some_budget(random)
+    few = 2 if mood == "leaders" else random.choice([2, 3, 7])
+    running = {name: random.randrange(few) for name in NAMES}
+    start = "calm" if mood == "leaders" else random.choice(["calm", "calm", "unknown", "any"])
+    quotas: dict[str, int | None] = {
+        "calm": dict(running),
+        "unknown": dict.fromkeys(NAMES),
+        "any": {name: random.choice([None, random.randrange(7)]) for name in NAMES},
+    }[start]
+    booked, scaler = start != "unknown", random.choice([QUOTA, TOLD])
+    if mood == "pool":  # one that may have much and wants now this and now that
+        quotas = dict(fitting({name: random.randrange(3, 7) for name in NAMES}, budget))
+        booked, scaler = True, TOLD
+    return Site(budget, running, quotas, booked=booked, scaler=scaler), scaler == QUOTA
+
+
+def some_budget(random: Random) -> Amounts:
+    """Return what a group may have."""
+    return {
+        "X": float(random.randint(2, 8)),
+        "Y": float(random.randint(0, 5)),
+        "total": float(random.randint(4, 12)),
+        "watts": random.choice([2500.0, 6000.0]),
+    }
 
 
 def _group(budget: Amounts, scaler: str) -> Json:

@@ -86,6 +86,14 @@ def test_over_budget_nothing_is_granted() -> None:
     assert set(answer.waits) == {"a", "b"}
 
 
+def test_over_budget_a_claim_found_open_is_ended_without_a_raise() -> None:
+    claim = Claim("b", "uid-b", "7", 6)
+    raised_by_hand = [pool("a", 5, 5), pool("b", 2, 2)]
+    answer = settle(BUDGET, raised_by_hand, (claim,), {"a": 2, "b": 6}, fresh=True)
+    assert answer.lower == (QuotaWrite("a", "uid-a", "7", 2),)
+    assert answer.raises == (QuotaWrite("b", "uid-b", "7", 2),)
+
+
 def test_a_pool_that_never_reported_counts_as_the_most_it_may_have() -> None:
     answer = settled(pool("a", None, None), pool("b", 0, 0), b=1)
     assert answer.book is None

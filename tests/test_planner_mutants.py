@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("kubernetes")
 
 from hrl_planner.control import LocalPlanner
 from hrl_planner.control import global_planner as global_side
 from hrl_planner.kube.crds import GROUPS, POOLS
-from hrl_planner.ledger import WriteReservation, WriteTarget
+from hrl_planner.ledger import Settlement, WriteReservation, WriteTarget
 from hrl_planner.ledger import quotas as quotas_side
 from tests.modelled_kubernetes import DEPLOYMENTS, Answer, ModelApi, Request
 from tests.planner_cluster import PlannerCluster
@@ -89,6 +92,24 @@ def lets_pools_go_with_replicas(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(quotas_side, "_empty", lambda account: account.quota == 0)
 
 
+def acts_on_claims_although_over_budget(patch: pytest.MonkeyPatch) -> None:
+    settle = quotas_side.settle
+
+    def whatever_is_used(
+        budget: Any, accounts: Any, claims: Any, desired: Any, *, fresh: bool
+    ) -> Settlement:
+        settlement = settle(budget, accounts, claims, desired, fresh=fresh)
+        claimed = {claim.pool: claim.quota for claim in claims}
+        raises = [
+            replace(write, quota=max(write.quota, min(claimed[write.pool], desired[write.pool])))
+            for write in settlement.raises
+            if write.pool in desired
+        ]
+        return replace(settlement, raises=tuple(raises))
+
+    patch.setattr(global_side, "settle", whatever_is_used)
+
+
 QUICKLY_FOUND: list[Patch] = [scales_without_a_claim, grants_before_release]
 MUTANTS: list[Patch] = [
     unguarded(GROUPS, "status"),
@@ -103,10 +124,10 @@ MUTANTS: list[Patch] = [
 ]
 
 
-def is_found() -> None:
+def is_found(*, hands: bool = False) -> None:
     with pytest.raises(AssertionError, match=r"may come to be|granted or held"):
         for seed in range(MOST_SCHEDULES):
-            PlannerCluster(seed, hands=False).run()
+            PlannerCluster(Random(seed), hands=hands).run()
 
 
 @pytest.mark.parametrize("mutant", QUICKLY_FOUND, ids=lambda mutant: mutant.__name__)
@@ -120,3 +141,35 @@ def test_few_schedules_find_a_planner_that(mutant: Patch, monkeypatch: pytest.Mo
 def test_schedules_find_a_planner_that(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     is_found()
+
+
+@pytest.mark.slow
+def test_schedules_with_hands_find_a_planner_that_acts_on_claims_although_over_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    acts_on_claims_although_over_budget(monkeypatch)
+    is_found(hands=True)
+
+
+@pytest.mark.slow
+def test_a_schedule_that_fails_shrinks_to_few_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales_without_a_claim(monkeypatch)
+    journal: list[str] = []
+
+    @settings(
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate, Phase.shrink],
+        report_multiple_bugs=False,
+    )
+    @given(random=st.randoms(use_true_random=False))
+    def schedule(random: Random) -> None:
+        cluster = PlannerCluster(random, hands=False)
+        try:
+            cluster.run(fewest=1, most=25)
+        finally:
+            journal[:] = cluster.journal  # hypothesis ends with what it has shrunk to
+
+    with pytest.raises(AssertionError, match="may come to be"):
+        schedule()
+    assert len(journal) < 12, "\n".join(journal)

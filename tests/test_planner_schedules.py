@@ -2,6 +2,9 @@
 
 `PLANNER_SCHEDULES=20000 pytest -n0 tests/test_planner_schedules.py` runs as many as asked, each
 schedule another one every time. `PLANNER_SEED` runs that one alone: a failure tells it.
+
+`PLANNER_EXAMPLES=2000 pytest -n0 tests/test_planner_schedules.py -k shrink` runs as many shorter
+schedules that hypothesis draws: what fails there is shrunk to the few moves it takes.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("kubernetes")
 
@@ -25,6 +31,7 @@ from tests.planner_leaders import Watches
 from tests.planner_site import NAMESPACE, Site
 
 SCHEDULES = int(os.environ.get("PLANNER_SCHEDULES", "100"))
+EXAMPLES = int(os.environ.get("PLANNER_EXAMPLES", "50"))
 ROOMY = {"X": 9.0, "Y": 9.0, "total": 18.0, "watts": 9000.0}
 
 
@@ -39,7 +46,20 @@ def seeds() -> range:
 @pytest.mark.parametrize("hands", [False, True], ids=["planners alone", "with hands"])
 def test_the_budget_is_never_exceeded_and_the_plan_is_reached(hands: bool) -> None:
     for seed in seeds():
-        PlannerCluster(seed, hands=hands).run()
+        try:
+            PlannerCluster(Random(seed), hands=hands).run()
+        except AssertionError as error:
+            error.add_note(f"PLANNER_SEED={seed}")
+            raise
+
+
+@pytest.mark.parametrize("hands", [False, True], ids=["planners alone", "with hands"])
+@settings(
+    max_examples=EXAMPLES // 2, deadline=None, derandomize="PLANNER_EXAMPLES" not in os.environ
+)
+@given(random=st.randoms(use_true_random=False))
+def test_the_same_holds_of_schedules_that_shrink(random: Random, hands: bool) -> None:
+    PlannerCluster(random, hands=hands).run(fewest=1, most=25)
 
 
 def test_a_pool_that_watches_do_not_list_yet_is_left_as_it_is() -> None:

@@ -50,13 +50,13 @@ or another. Hence, for every GPU type, the total and the watts: sum over pools o
 cost <= budget. GPUs are released before they are granted because R counts until pods are gone.
 
 **What outside acts do.** Nobody can keep a hand from scaling a target, a node from evicting a pod
-that then drains beside its replacement, or a user from lowering the budget. What was not booked
-is found and booked afterwards (`reserved` rises to what is seen); while the sum exceeds the
-budget nothing is granted, and the plan, which fits, only takes away. A pool that does not say
-what it holds, or whose GPUs per replica are unknown, counts as all it may hold and gets nothing.
-A deleted pool keeps its entry, by a finalizer, until its replicas are gone; one recreated by
-force has another uid, so old claims and late writes miss it, and it counts as all it may until it
-has reported.
+that then drains beside its replacement, or a user from lowering the budget. What was not booked is
+found and booked afterwards (`reserved` rises to what is seen); while the sum exceeds the budget
+nothing is granted, open claims on quotas are ended without a raise, and the plan, which fits, only
+takes away. A pool that does not say what it holds, or whose GPUs per replica are unknown, counts as
+all it may hold and gets nothing. A deleted pool keeps its entry, by a finalizer, until its replicas
+are gone; one recreated by force has another uid, so old claims and late writes miss it, and it
+counts as all it may until it has reported.
 
 `quotas.py` is the global side, `replicas.py` the local side; both are pure functions of what was
 read and say what may be written *now*. Called again after every write they go on from any crash.

@@ -88,7 +88,7 @@ class Settlement:
 
     Attributes:
         lower: quotas to lower.
-        raises: quotas that the book, as read, allows to raise.
+        raises: quotas with a claim open, raised if all fits the budget still.
         book: what to write into the book, guarded by the version read; None to leave it.
         release: pools that hold nothing any more and may be let go, guarded by version.
         stale: pools must be read from the API server, after the book, before there is more to say.
@@ -139,6 +139,8 @@ def settle(
         fresh: the pools were read from the API server after the book, not from a watch.
     """
     live = {claim.pool: claim for claim in open_claims(accounts, claims)}
+    used = counted(budget, accounts, claims)
+    free = {resource: budget[resource] - used[resource] for resource in budget}
     lower: list[QuotaWrite] = []
     raises: list[QuotaWrite] = []
     wanting: dict[str, int] = {}
@@ -149,7 +151,8 @@ def settle(
             continue
         if claim is not None:
             # Written even if it changes no number: the version moves on and the claim is settled.
-            raises.append(_write(account, min(claim.quota, want)))
+            most = account.granted if _over(account.cost, free) else claim.quota
+            raises.append(_write(account, min(most, want)))
         elif want < account.granted or (account.quota is None and want == account.granted):
             lower.append(_write(account, want))
         elif want > account.granted:
@@ -158,7 +161,7 @@ def settle(
     if not fresh:
         stale = bool(wanting) or len(live) < len(claims)
         return Settlement(tuple(lower), tuple(raises), release=release, stale=stale)
-    granted, waits = _grant(budget, accounts, tuple(live.values()), wanting)
+    granted, waits = _grant(free, accounts, wanting)
     book = (*live.values(), *granted)
     changed = granted or len(live) < len(claims)
     return Settlement(tuple(lower), tuple(raises), book if changed else None, release, False, waits)
@@ -173,25 +176,21 @@ def _write(account: Account, quota: int) -> QuotaWrite:
 
 
 def _grant(
-    budget: Amounts,
-    accounts: Sequence[Account],
-    live: tuple[Claim, ...],
-    wanting: Mapping[str, int],
+    free: Amounts, accounts: Sequence[Account], wanting: Mapping[str, int]
 ) -> tuple[list[Claim], dict[str, str]]:
     """Divide what is free among the pools that want more, the furthest behind first."""
-    used = counted(budget, accounts, live)
-    free = {resource: budget[resource] - used[resource] for resource in budget}
+    left = dict(free)
     pools = {account.name: account for account in accounts if account.name in wanting}
-    granted = {name: _costs_nothing(pools[name], want, free) for name, want in wanting.items()}
+    granted = {name: _costs_nothing(pools[name], want, left) for name, want in wanting.items()}
     hungry = {name for name, want in wanting.items() if granted[name] < want}
     while hungry:
         name = min(sorted(hungry), key=lambda n: granted[n] / wanting[n])
         cost = pools[name].cost
-        if _lacking(cost, free) is not None:
+        if _lacking(cost, left) is not None:
             hungry.discard(name)
             continue
         for resource, each in cost.items():
-            free[resource] -= each or 0.0
+            left[resource] -= each or 0.0
         granted[name] += 1
         if granted[name] == wanting[name]:
             hungry.discard(name)
@@ -201,7 +200,7 @@ def _grant(
         if quota > pools[name].granted
     ]
     waits = {
-        name: _reason(name, pools[name], wanting[name], granted[name], accounts, free)
+        name: _reason(name, pools[name], wanting[name], granted[name], accounts, left)
         for name in wanting
         if granted[name] < wanting[name]
     }
@@ -210,8 +209,12 @@ def _grant(
 
 def _costs_nothing(account: Account, want: int, free: Amounts) -> int:
     """Return the quota a pool may have for what it counts as already; none if over budget."""
-    over = any(each is None or free.get(r, 0.0) < -_SLACK for r, each in account.cost.items())
-    return account.granted if over else min(want, account.counts)
+    return account.granted if _over(account.cost, free) else min(want, account.counts)
+
+
+def _over(cost: Mapping[str, float | None], free: Amounts) -> bool:
+    """Say whether more than the budget is taken of a resource; a read failure may take any."""
+    return any(each is None or free.get(r, 0.0) < -_SLACK for r, each in cost.items())
 
 
 def _lacking(cost: Mapping[str, float | None], free: Amounts) -> str | None:
