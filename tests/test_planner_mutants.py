@@ -124,9 +124,13 @@ MUTANTS: list[Patch] = [
 ]
 
 
-def is_found(*, hands: bool = False) -> None:
+# Schedules that were in vain when last looked at, left out because they take long.
+IN_VAIN = {"does_not_guard_workerpools_spec": 120, "grants_on_pools_of_the_watch": 240}
+
+
+def is_found(*, hands: bool = False, first: int = 0) -> None:
     with pytest.raises(AssertionError, match=r"may come to be|granted or held"):
-        for seed in range(MOST_SCHEDULES):
+        for seed in range(first, MOST_SCHEDULES):
             PlannerCluster(Random(seed), hands=hands).run()
 
 
@@ -140,7 +144,7 @@ def test_few_schedules_find_a_planner_that(mutant: Patch, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_schedules_find_a_planner_that(mutant: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
-    is_found()
+    is_found(first=IN_VAIN.get(mutant.__name__, 0))
 
 
 @pytest.mark.slow
@@ -148,7 +152,7 @@ def test_schedules_with_hands_find_a_planner_that_acts_on_claims_although_over_b
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     acts_on_claims_although_over_budget(monkeypatch)
-    is_found(hands=True)
+    is_found(hands=True, first=300)
 
 
 @pytest.mark.slow
