@@ -397,6 +397,22 @@ def test_differences_are_taken_over_the_runs_both_have(config):
     assert first.chance.value == 1.0
 
 
+def test_of_two_trained_entries_the_kth_seed_is_compared_with_the_kth(data):
+    trained = {"policy": "lp:headroom=0.{seed}", "seeds": 2}
+    entries = [*data["entries"], {**trained, "label": "ablated"}]
+    entries = [
+        {**entry, **trained, "seeds": 4} if entry["label"] == "subject" else entry
+        for entry in entries
+    ]
+    config = ExperimentConfig.model_validate(data | {"entries": entries, "against": ["ablated"]})
+
+    # Later seeds of the subject are better; the ablated ones are as good as theirs of the subject.
+    results = invent(config, lambda entry, seed, cell, trace: 0.5 + 0.1 * seed)
+    (only,) = comparisons(results)
+    assert only.difference.value == pytest.approx(0.0)
+    assert only.chance.value == 0.5
+
+
 # What the numbers say
 
 

@@ -22,7 +22,7 @@ from agents.evaluate.statistics import (
     probability_of_improvement,
     workload_means,
 )
-from agents.experiment.results import Coverage, Results, in_common, paired
+from agents.experiment.results import Coverage, Results, in_common, of_same_seeds, paired
 
 FloatArray = NDArray[np.float64]
 
@@ -215,7 +215,7 @@ def comparisons(results: Results) -> list[Comparison]:
     subject = results.config.subject
     rows = []
     for number, label in enumerate(results.config.against):
-        own, other = in_common(results.scores(subject), results.scores(label))
+        own, other = in_common(*of_same_seeds(results.scores(subject), results.scores(label)))
         mine, my_draws = workload_means(own, draws=_P_DRAWS)
         theirs, their_draws = workload_means(other, draws=_P_DRAWS, stream=number + 1)
         common = ~np.isnan(mine - theirs)

@@ -136,11 +136,17 @@ def paired(scores: FloatArray, baseline: FloatArray) -> tuple[FloatArray, FloatA
     An entry that was trained once, or not at all, meets every training seed of the other; of two
     that were trained several times the k-th meets the k-th.
     """
-    if scores.shape[0] > 1 and baseline.shape[0] > 1:
-        both = min(scores.shape[0], baseline.shape[0])
-        return scores[:both], baseline[:both]
+    scores, baseline = of_same_seeds(scores, baseline)
     shape = np.broadcast_shapes(scores.shape, baseline.shape)
     return np.broadcast_to(scores, shape), np.broadcast_to(baseline, shape)
+
+
+def of_same_seeds(scores: FloatArray, baseline: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Of two entries that were trained several times, the training seeds that both have."""
+    if scores.shape[0] == 1 or baseline.shape[0] == 1:
+        return scores, baseline
+    both = min(scores.shape[0], baseline.shape[0])
+    return scores[:both], baseline[:both]
 
 
 def in_common(*scores: FloatArray) -> list[FloatArray]:
