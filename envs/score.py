@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hrl_planner.budget import price_per_hour
 
@@ -30,9 +31,13 @@ def cost_share(result: SimResult, budget_of: ClusterSpec | None = None) -> float
         result: the finished run.
         budget_of: the cluster whose budget counts; absent, the run's own.
     """
-    price = np.array([pool.price_per_gpu_hour for pool in result.spec.pools])
     whole = price_per_hour(budget_of or result.spec) * result.duration_s
-    return float(price @ result.gpu_seconds) / max(whole, 1e-9)
+    return _cost(result.spec, result.gpu_seconds) / max(whole, 1e-9)
+
+
+def _cost(spec: ClusterSpec, gpu_seconds: NDArray[np.float64]) -> float:
+    price = np.array([pool.price_per_gpu_hour for pool in spec.pools])
+    return float(price @ gpu_seconds)
 
 
 def score(result: SimResult, budget_of: ClusterSpec | None = None) -> float:
@@ -49,9 +54,8 @@ def weighed_so_far(simulation: Simulation) -> float:
     """
     spec = simulation.spec
     value = np.array([c.value for c in spec.slo_classes])
-    price = np.array([pool.price_per_gpu_hour for pool in spec.pools])
     offered = float(value[simulation.class_id].sum())
     attained = float(value @ simulation.cluster.classes["attained"])
     whole = price_per_hour(spec) * simulation.trace.duration_s
-    cost = float(price @ simulation.gpu_seconds()) / max(whole, 1e-9)
+    cost = _cost(spec, simulation.gpu_seconds()) / max(whole, 1e-9)
     return attained / max(offered, 1e-9) - spec.reward.gpu_price_weight * cost
