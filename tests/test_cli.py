@@ -169,6 +169,16 @@ def test_errors_of_ours_end_with_2_interrupts_with_130() -> None:
     assert runner.invoke(failing(KeyboardInterrupt()), ["boom"]).exit_code == 130
 
 
+def test_an_interrupt_inside_a_compiled_function_is_one_too() -> None:
+    """C code that was interrupted says `SystemError`, and why in its cause."""
+    error = SystemError("returned a result with an exception set")
+    error.__cause__ = SystemError("the same, further in")
+    error.__cause__.__cause__ = KeyboardInterrupt()
+    assert runner.invoke(failing(error), ["boom"]).exit_code == 130
+    bug = runner.invoke(failing(SystemError("bug")), ["boom"])
+    assert isinstance(bug.exception, SystemError)
+
+
 def test_a_missing_extra_is_named() -> None:
     missing = ModuleNotFoundError("No module named 'numba'", name="numba")
     result = runner.invoke(failing(missing), ["boom"])

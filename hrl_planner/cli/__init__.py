@@ -89,6 +89,17 @@ class _Group(TyperGroup):
             if error.errno == errno.EPIPE or error.filename is None:
                 raise
             _fail(f"{error.filename}: {error.strerror}")
+        except SystemError as error:
+            # Ctrl-C inside a compiled function's C code comes out as this.
+            if not _interrupted(error):
+                raise
+            raise KeyboardInterrupt from error
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 app = typer.Typer(
