@@ -12,6 +12,7 @@ What must hold is in `ledger_audit.py`; it is looked at after every write and ev
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 from typing import Any
 
@@ -188,7 +189,9 @@ class PlannerCluster:
         if self._calm and quota is not None:
             self.audit.check_quota(self.site.world(), request.name, quota)
         before = set(self.site.pools)
-        answer = self.site.write(request)
+        bereft = self.site.is_bereft(request)
+        with self._outside() if bereft else nullcontext():
+            answer = self.site.write(request)
         self._note(
             f"{request.method} {request.plural} {request.name} {request.part} "
             f"{request.body} -> {answer.status}"
@@ -361,7 +364,7 @@ class PlannerCluster:
             self.audit.forgiven.discard(name)
             self.audit.abandoned.add(name)
             with self._outside():
-                self.site.api.remove(POOLS, name)
+                self.site.remove_pool(name)
 
     # Without faults.
 

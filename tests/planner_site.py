@@ -52,6 +52,7 @@ class Site:
         self.api = ModelApi()
         self.now_s = 0.0
         self.sent: list[Request] = []
+        self._bereft: dict[str, str] = {}  # versions of targets whose pools went by force
         self._seen = dict(running)
         self._asked: dict[str, list[tuple[int, float]]] = {name: [] for name in NAMES}
         self._pods_made = 0
@@ -105,6 +106,22 @@ class Site:
             item["status"] = {"reserved": reserved, "desired": reserved}
         self.api.create(POOLS, item)
 
+    def remove_pool(self, name: str) -> None:
+        """Delete a pool by force: with it goes its book, and a claim that may be in it."""
+        self.api.remove(POOLS, name)
+        self._bereft[name] = self.api.objects[DEPLOYMENTS][name]["metadata"]["resourceVersion"]
+
+    def is_bereft(self, request: Request) -> bool:
+        """Say whether this is a raise whose claim went with its pool: no book there is knows it."""
+        if request.plural != DEPLOYMENTS or request.version is None:
+            return False
+        name = request.name
+        if self._bereft.get(name) != request.version:
+            return False
+        claim = self.pools.get(name, {}).get("status", {}).get("claim")
+        booked = claim["to"] if claim and claim["version"] == request.version else 0
+        return bool((request.body or {})["spec"]["replicas"] > max(booked, self.replicas(name)))
+
     # What passes by itself.
 
     def time_passes(self, seconds: float) -> None:
@@ -154,13 +171,14 @@ class Site:
             later = tuple(n for n, _ in self._asked[name])
             backlog[name] = Backlog(self._seen[name], later)
         claims = _claims(group.get("status", {}).get("claims", ()))
+        sent = [_send_of(request) for request in self.sent if not self.is_bereft(request)]
         return World(
             group=Group(int(group["metadata"]["resourceVersion"]), self.budget, claims),
             pools={name: _pool_of(item) for name, item in self.pools.items()},
             targets=targets,
             pods=pods,
             backlog=backlog,
-            sent=[sent for request in self.sent if (sent := _send_of(request)) is not None],
+            sent=[send for send in sent if send is not None],
         )
 
 

@@ -89,6 +89,23 @@ def test_replicas_are_counted_once_whenever_another_lowers_their_target() -> Non
         assert site.pools["a"]["status"]["reserved"] <= 4, f"lowered before request {moment}"
 
 
+def test_a_pool_made_anew_is_booked_only_once_its_target_has_settled_again() -> None:
+    """What the planner of the pool that was deleted by force has sent may arrive until then."""
+    three = dict.fromkeys(NAMES, 3)
+    site = Site(ROOMY, three, dict(three), booked=True, scaler=QUOTA)
+    connector = Connector(ModelClient(site.write), NAMESPACE)
+    planner = LocalPlanner(connector, "a", NoMetrics(), lambda: site.now_s)
+    planner.round()
+    site.time_passes(2.0 * SETTLE_S)
+    site.remove_pool("a")
+    site.create_pool("a")
+    planner.round()
+    assert "reserved" not in site.pools["a"]["status"]
+    site.time_passes(SETTLE_S + 1.0)
+    planner.round()
+    assert site.pools["a"]["status"]["reserved"] == 3
+
+
 def _interrupted(site: Site, moment: int) -> LocalPlanner:
     """Return a planner before whose n-th request its target is scaled to none, and pods drain."""
     asked = itertools.count()

@@ -326,7 +326,13 @@ def test_an_interrupt_keeps_every_finished_update(tmp_path: Path) -> None:
     ]
     errors = tmp_path / "stderr"
     with errors.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            # A background shell ignores SIGINT, and its children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     state = out / "stage-1-allocator" / STATE_FILE
     deadline_s = time.monotonic() + 240.0
     while not state.is_file() and time.monotonic() < deadline_s:

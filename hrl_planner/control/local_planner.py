@@ -136,7 +136,7 @@ class LocalPlanner:
         self._clock = clock
         self._settle_s = settle_s
         self._dry_run = dry_run
-        self._unchanged = ("", clock())  # what is asked of the target, and since when
+        self._unchanged = ("", clock())  # of which pool what is asked of the target, and since when
         self._telling = Telling(connector, "WorkerPool", COMPONENT)
         self.asked: Decision | None = None
         self._wants = _Wants()
@@ -323,6 +323,8 @@ class LocalPlanner:
             # Others change the object, too. That this target was not raised and lowered again
             # between two looks shows in the book: a raise leaves the reservation higher.
             asked = f"{asked.partition('/')[0]}/{target.target.replicas}/{pool.status.reserved}"
+        # A pool made anew waits, too: what its predecessor's planner sent may still arrive.
+        asked = f"{pool.metadata.uid}/{asked}"
         now_s = self._clock()
         if asked != self._unchanged[0]:
             self._unchanged = (asked, now_s)
