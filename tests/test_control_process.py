@@ -64,7 +64,7 @@ def test_one_dry_round_prints_what_every_planner_would_do(
     control_plane: ControlPlane, namespace: str, group: str, tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        command(control_plane, namespace, "all", "--group", group, "--dry-run"),
+        command(control_plane, namespace, "all", "--group", group, "--dry-run", "--look-s", "2"),
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     lines = [json.loads(line) for line in done.stdout.splitlines()]
