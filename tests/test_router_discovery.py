@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 from kubernetes.aio.client import Configuration
+from typer.testing import CliRunner
 
+from hrl_planner.cli import app
 from hrl_planner.errors import RouterError
+from hrl_planner.router.app import run
+from hrl_planner.router.config import RouterConfig
 from hrl_planner.router.discovery import Discovery, Snapshot, Worker
 from hrl_planner.router.discovery.file import FileDiscovery, read_workers
 from hrl_planner.router.discovery.kubernetes import KubernetesDiscovery, flows_of, worker_of
@@ -41,6 +45,29 @@ class Follower:
 
 
 # ---- file
+
+
+@pytest.fixture
+def without_workers(tmp_path: Path) -> Path:
+    """A config whose workers file is not there."""
+    path = tmp_path / "router.yaml"
+    path.write_text("{spec: small, discovery: {kind: file, path: none.yaml}}")
+    return path
+
+
+@pytest.mark.parametrize("words", [(), ("--check",), ("--no-envoy",)])
+def test_without_its_workers_file_a_router_ends_with_one_line_and_status_2(
+    without_workers: Path, words: tuple[str, ...]
+) -> None:
+    done = CliRunner().invoke(app, ["router", "--config", str(without_workers), *words])
+    assert done.exit_code == 2
+    assert str(without_workers.parent / "none.yaml") in done.output
+
+
+def test_a_picker_whose_discovery_fails_at_the_start_ends(without_workers: Path) -> None:
+    config = RouterConfig.load(without_workers)
+    with pytest.raises(RouterError, match=r"none\.yaml"):
+        asyncio.run(asyncio.wait_for(run(config), 60))
 
 
 def test_a_file_says_workers_and_flows(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def router(
     from hrl_planner.router.config import RouterConfig
 
     found = RouterConfig.load(config)
+    found.check_workers()
     if check:
         import yaml
 

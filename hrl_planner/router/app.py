@@ -82,17 +82,24 @@ class PickerApp:
         self._gauges()
 
     async def start(self) -> tuple[str, int]:
-        """Start everything; return the gRPC address and the HTTP port."""
+        """Start everything; return the gRPC address and the HTTP port.
+
+        Raises:
+            RouterError: if discovery cannot say which workers there are.
+        """
         warm(self._config.cluster())
         await self._handoff.start()
         await self.index.start()
         await self._scraper.start()
-        for run in (self._follow(), self._tick()):
-            task = asyncio.create_task(run)
-            task.add_done_callback(_die_with)
-            self._tasks.append(task)
+        self._tasks += [asyncio.create_task(run) for run in (self._follow(), self._tick())]
         # Not before the first snapshot: an empty fleet would make requests wait for nothing.
-        await self._known.wait()
+        known = asyncio.create_task(self._known.wait())
+        await asyncio.wait({known, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        known.cancel()
+        for task in self._tasks:
+            if task.done():
+                task.result()
+            task.add_done_callback(_die_with)
         address = await self._picker.start(self._config.picker.grpc)
         port = await self._admin.start(self._config.picker.http_host, self._config.picker.http_port)
         log.info("picker is ready", extra={"grpc": address, "http_port": port})
@@ -223,12 +230,25 @@ def _die_with(task: asyncio.Task[None]) -> None:
 
 
 async def run(config: RouterConfig) -> None:
-    """Run a picker until SIGTERM or SIGINT."""
+    """Run a picker until SIGTERM or SIGINT.
+
+    Raises:
+        RouterError: if discovery cannot say at the start which workers there are.
+    """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    told = asyncio.create_task(ended.wait())
     app = PickerApp(config)
-    await app.start()
-    await ended.wait()
-    await app.stop()
+    starting = asyncio.create_task(app.start())
+    try:
+        await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await told
+    finally:
+        starting.cancel()
+        told.cancel()
+        await asyncio.gather(starting, told, return_exceptions=True)
+        await app.stop()

@@ -167,6 +167,18 @@ class RouterConfig(_Model):
         config.cluster()
         return config
 
+    def check_workers(self) -> None:
+        """Read the workers file, where workers are listed in one.
+
+        Raises:
+            RouterError: with file, field and value.
+        """
+        if isinstance(self.discovery, FileDiscoveryConfig):
+            # Who only writes such configs does without the libraries of a router.
+            from hrl_planner.router.discovery.file import read_workers
+
+            read_workers(Path(self.discovery.path))
+
     def cluster(self) -> ClusterSpec:
         """Return the cluster spec.
 
