@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# Before NumPy and torch: a test process per core, each with threads for all cores, is slower.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
 if TYPE_CHECKING:
     from hrl_planner.localcluster import ControlPlane
 

@@ -23,6 +23,7 @@ pytest.importorskip("kubernetes")
 
 from kubernetes import client
 
+from benchmarks.cluster.store import wait_until
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
 from hrl_planner.control.requests import DeniedError, MissingDefinitionError
 from hrl_planner.errors import KubeError
@@ -159,9 +160,13 @@ def test_a_target_that_was_deleted_holds_gpus_until_its_pods_are_gone(site: Site
     hold: Any = {"metadata": {"finalizers": ["tests.example.com/drains"]}}
     core.patch_namespaced_pod(pod.metadata.name, site.namespace, hold)
     site.apps.delete_namespaced_deployment(POOL, site.namespace)
+
+    def pods() -> int:
+        listed = core.list_namespaced_pod(site.namespace, label_selector=f"app={POOL}")
+        return len(listed.items)
+
     try:
-        while len(core.list_namespaced_pod(site.namespace, label_selector=f"app={POOL}").items) > 1:
-            pass
+        assert wait_until(lambda: pods() == 1, 30.0)
         rounds(site)
         status = site.pools()[POOL].status
         assert (status.draining, status.reserved) == (1, 1)
@@ -169,8 +174,7 @@ def test_a_target_that_was_deleted_holds_gpus_until_its_pods_are_gone(site: Site
         core.patch_namespaced_pod(
             pod.metadata.name, site.namespace, {"metadata": {"finalizers": None}}
         )
-    while core.list_namespaced_pod(site.namespace, label_selector=f"app={POOL}").items:
-        pass
+    assert wait_until(lambda: pods() == 0, 30.0)
     rounds(site)
     assert site.pools()[POOL].status.reserved == 0
 
@@ -529,8 +533,7 @@ def test_missing_definitions_are_named_and_a_planner_begins_once_they_are_instal
                 install_definitions(admin)
                 create_objects(client.CustomObjectsApi(admin), SPEC, namespace, allocator="static")
                 assert json.loads(process.stdout.readline())["level"] in ("global", "local")
-                while not ready(port):
-                    pass
+                assert wait_until(lambda: ready(port), 30.0)
             finally:
                 process.terminate()
                 _, rest = process.communicate(timeout=30)

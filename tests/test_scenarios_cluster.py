@@ -238,42 +238,44 @@ def test_s6_replicas_that_are_slow_at_first_do_not_call_for_more(
         assert all(peak[name] <= enough[name] + 1 for name in POOLS), (peak, enough)
 
 
-@pytest.mark.usefixtures("roomy")
-def test_s11_without_metrics_planners_hold_then_fall_back_and_come_back(
-    control_plane: ControlPlane, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def busy(
+    control_plane: ControlPlane, roomy: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    """A cluster that has grown to its load; each test leaves it so."""
+    with scene(control_plane, tmp_path_factory.mktemp("busy"), "roomy") as s:
+        s.grown()
+        yield s
+
+
+def test_s11_without_metrics_planners_hold_then_fall_back_and_come_back(busy: Scene) -> None:
     """kserve/kserve#6018: an outage of metrics under load."""
-    with scene(control_plane, tmp_path, "roomy") as s:
-        s.grown()
-        before = sum(s.field.targets().values())
-        s.field.workers.health = "silent"
-        s.until(lambda: "no metrics" in s.reason(), "the outage is seen")
-        held, seen_s = s.field.targets(), time.time()
-        s.until(lambda: "mean plan" in s.reason(), "a long outage has its fallback")
-        changed = [x for x in s.observer.scalings if seen_s < x.at_s < time.time() - 1.0]
-        assert changed == [], f"holds {held} at first"
-        s.field.workers.health = "well"
-        s.until(lambda: "planned" in s.reason() and s.is_settled(), "plans again")
-        s.until(lambda: s.held >= before - 1, "what is needed is there")
+    s = busy
+    before = sum(s.field.targets().values())
+    s.field.workers.health = "silent"
+    s.until(lambda: "no metrics" in s.reason(), "the outage is seen")
+    held, seen_s = s.field.targets(), time.time()
+    s.until(lambda: "mean plan" in s.reason(), "a long outage has its fallback")
+    changed = [x for x in s.observer.scalings if seen_s < x.at_s < time.time() - 1.0]
+    assert changed == [], f"holds {held} at first"
+    s.field.workers.health = "well"
+    s.until(lambda: "planned" in s.reason() and s.is_settled(), "plans again")
+    s.until(lambda: s.held >= before - 1, "what is needed is there")
 
 
-@pytest.mark.usefixtures("roomy")
-def test_s14_replicas_and_quotas_edited_by_hand_are_brought_back(
-    control_plane: ControlPlane, tmp_path: Path
-) -> None:
+def test_s14_replicas_and_quotas_edited_by_hand_are_brought_back(busy: Scene) -> None:
     """ai-dynamo/dynamo#4420: replicas edited by hand leave a dead state."""
-    with scene(control_plane, tmp_path, "roomy") as s:
-        s.grown()
-        name = max(POOLS, key=lambda pool: s.field.targets()[pool])
-        before = s.field.targets()[name]
-        quota = s.field.pool(name)["spec"]["quota"]
-        s.observer.allow(name, 3, lambda state: False)
-        s.field.scale(name, quota + 3)
-        s.until(lambda: s.field.targets()[name] <= quota, "a raise is taken back")
-        s.until(lambda: s.field.holding()[name] <= quota, "its pods go")
-        s.field.scale(name, 0)
-        s.until(lambda: s.field.targets()[name] >= before - 1, "what is needed comes back")
-        s.until(lambda: s.field.store.ready().get(name, 0) >= before - 1, "and serves")
-        s.field.patch_pool(name, {"spec": {"quota": 0}})
-        s.until(lambda: s.field.targets()[name] >= before - 1, "so does a quota that was edited")
-        assert s.condition("WithinBudget")[0] == "True"
+    s = busy
+    name = max(POOLS, key=lambda pool: s.field.targets()[pool])
+    before = s.field.targets()[name]
+    quota = s.field.pool(name)["spec"]["quota"]
+    s.observer.allow(name, 3, lambda state: False)
+    s.field.scale(name, quota + 3)
+    s.until(lambda: s.field.targets()[name] <= quota, "a raise is taken back")
+    s.until(lambda: s.field.holding()[name] <= quota, "its pods go")
+    s.field.scale(name, 0)
+    s.until(lambda: s.field.targets()[name] >= before - 1, "what is needed comes back")
+    s.until(lambda: s.field.store.ready().get(name, 0) >= before - 1, "and serves")
+    s.field.patch_pool(name, {"spec": {"quota": 0}})
+    s.until(lambda: s.field.targets()[name] >= before - 1, "so does a quota that was edited")
+    assert s.condition("WithinBudget")[0] == "True"

@@ -243,10 +243,18 @@ def field(
             yield found
 
 
-def kubelet(plane: ControlPlane, gpus: Mapping[str, int], site: str = "field") -> Kubelet:
-    """Return a kubelet whose pods are no processes, for a site with a machine per GPU type."""
+@contextlib.contextmanager
+def kubelet(plane: ControlPlane, gpus: Mapping[str, int], site: str = "field") -> Iterator[Kubelet]:
+    """Run a kubelet whose pods are no processes, for a site with a machine per GPU type.
+
+    The machines leave with it: pods bound to one that nobody runs would never end.
+    """
     nodes = [
         Node(f"{site}-{kind.lower()}", kind, gpus=count, labels={_SITE: site})
         for kind, count in gpus.items()
     ]
-    return Kubelet(plane, nodes, processes=False)
+    with Kubelet(plane, nodes, processes=False) as running:
+        yield running
+    core = client.CoreV1Api(plane.client())
+    for node in nodes:
+        core.delete_node(node.name)
