@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 # Words for pytest, as in: make test PYTEST_ARGS="-n0 -m 'not slow' -k budget"
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 DEMO_OUT    ?= out/demo
 # Words for `experiment run`, as in: make experiment RUN_ARGS="--minutes 50 -j 2"
 RUN_ARGS    ?=
