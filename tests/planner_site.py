@@ -52,7 +52,9 @@ class Site:
         self.api = ModelApi()
         self.now_s = 0.0
         self.sent: list[Request] = []
-        self._bereft: dict[str, str] = {}  # versions of targets whose pools went by force
+        self._made_s: dict[str, float] = {}
+        # Of pools that went by force: the claim, as version of the target and replicas.
+        self._bereft: dict[str, tuple[str, int]] = {}
         self._seen = dict(running)
         self._asked: dict[str, list[tuple[int, float]]] = {name: [] for name in NAMES}
         self._pods_made = 0
@@ -105,22 +107,36 @@ class Site:
         if reserved is not None:
             item["status"] = {"reserved": reserved, "desired": reserved}
         self.api.create(POOLS, item)
+        self._made_s[name] = self.now_s
 
     def remove_pool(self, name: str) -> None:
         """Delete a pool by force: with it goes its book, and a claim that may be in it."""
+        claim = self.pools[name].get("status", {}).get("claim")
         self.api.remove(POOLS, name)
-        self._bereft[name] = self.api.objects[DEPLOYMENTS][name]["metadata"]["resourceVersion"]
+        if claim and claim["version"] == self._version(name):
+            _, most = self._bereft.get(name, ("", 0))
+            self._bereft[name] = (claim["version"], max(most, claim["to"]))
 
     def is_bereft(self, request: Request) -> bool:
-        """Say whether this is a raise whose claim went with its pool: no book there is knows it."""
-        if request.plural != DEPLOYMENTS or request.version is None:
-            return False
+        """Say whether this is a raise that will be accepted although its claim went with its pool.
+
+        While the pool made anew has no book it counts as the most it may have; from the first
+        moment at which its planner may have booked less, the raise is the doing of who deleted.
+        """
         name = request.name
-        if self._bereft.get(name) != request.version:
+        if request.plural != DEPLOYMENTS or name not in self.pools:
             return False
-        claim = self.pools.get(name, {}).get("status", {}).get("claim")
-        booked = claim["to"] if claim and claim["version"] == request.version else 0
-        return bool((request.body or {})["spec"]["replicas"] > max(booked, self.replicas(name)))
+        version, most = self._bereft.get(name, ("", 0))
+        if not request.version == version == self._version(name):
+            return False
+        claim = self.pools[name].get("status", {}).get("claim")
+        booked = claim["to"] if claim and claim["version"] == version else self.replicas(name)
+        may_be_booked = self.now_s >= self._made_s[name] + SETTLE_S
+        replicas = int((request.body or {})["spec"]["replicas"])
+        return may_be_booked and booked < replicas <= most
+
+    def _version(self, name: str) -> str:
+        return str(self.api.objects[DEPLOYMENTS][name]["metadata"]["resourceVersion"])
 
     # What passes by itself.
 

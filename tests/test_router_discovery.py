@@ -55,13 +55,14 @@ def without_workers(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("words", [(), ("--check",), ("--no-envoy",)])
+@pytest.mark.parametrize("words", [(), ("--no-envoy",)])
 def test_without_its_workers_file_a_router_ends_with_one_line_and_status_2(
     without_workers: Path, words: tuple[str, ...]
 ) -> None:
     done = CliRunner().invoke(app, ["router", "--config", str(without_workers), *words])
     assert done.exit_code == 2
-    assert str(without_workers.parent / "none.yaml") in done.output
+    assert done.output.startswith(f"error: {without_workers.parent / 'none.yaml'}: cannot be read")
+    assert done.output.count("\n") == 1
 
 
 def test_a_picker_whose_discovery_fails_at_the_start_ends(without_workers: Path) -> None:

@@ -261,12 +261,14 @@ def test_s11_without_metrics_planners_hold_then_fall_back_and_come_back(busy: Sc
     s = busy
     before = sum(s.field.targets().values())
     s.field.workers.health = "silent"
-    s.until(lambda: "no metrics" in s.reason(), "the outage is seen")
-    held, seen_s = s.field.targets(), time.time()
-    s.until(lambda: "mean plan" in s.reason(), "a long outage has its fallback")
-    changed = [x for x in s.observer.scalings if seen_s < x.at_s < time.time() - 1.0]
-    assert changed == [], f"holds {held} at first"
-    s.field.workers.health = "well"
+    try:
+        s.until(lambda: "no metrics" in s.reason(), "the outage is seen")
+        held, seen_s = s.field.targets(), time.time()
+        s.until(lambda: "mean plan" in s.reason(), "a long outage has its fallback")
+        changed = [x for x in s.observer.scalings if seen_s < x.at_s < time.time() - 1.0]
+        assert changed == [], f"holds {held} at first"
+    finally:
+        s.field.workers.health = "well"
     s.until(lambda: "planned" in s.reason() and s.is_settled(), "plans again")
     s.until(lambda: s.held >= before - 1, "what is needed is there")
 

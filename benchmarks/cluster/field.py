@@ -253,8 +253,10 @@ def kubelet(plane: ControlPlane, gpus: Mapping[str, int], site: str = "field") -
         Node(f"{site}-{kind.lower()}", kind, gpus=count, labels={_SITE: site})
         for kind, count in gpus.items()
     ]
-    with Kubelet(plane, nodes, processes=False) as running:
-        yield running
-    core = client.CoreV1Api(plane.client())
-    for node in nodes:
-        core.delete_node(node.name)
+    try:
+        with Kubelet(plane, nodes, processes=False) as running:
+            yield running
+    finally:
+        core = client.CoreV1Api(plane.client())
+        for node in nodes:
+            core.delete_node(node.name)

@@ -29,12 +29,12 @@ def router(
     from hrl_planner.router.config import RouterConfig
 
     found = RouterConfig.load(config)
-    found.check_workers()
     if check:
         import yaml
 
         typer.echo(yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False).rstrip())
         return
+    found.check_workers()
     from hrl_planner.router.run import run_picker, run_router
 
     raise typer.Exit(run_router(config, found) if envoy else run_picker(found))

@@ -85,7 +85,8 @@ class PickerApp:
         """Start everything; return the gRPC address and the HTTP port.
 
         Raises:
-            RouterError: if discovery cannot say which workers there are.
+            RouterError: if discovery cannot say which workers there are; KubeError where it is
+                Kubernetes that cannot.
         """
         warm(self._config.cluster())
         await self._handoff.start()
@@ -94,8 +95,10 @@ class PickerApp:
         self._tasks += [asyncio.create_task(run) for run in (self._follow(), self._tick())]
         # Not before the first snapshot: an empty fleet would make requests wait for nothing.
         known = asyncio.create_task(self._known.wait())
-        await asyncio.wait({known, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
-        known.cancel()
+        try:
+            await asyncio.wait({known, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            known.cancel()
         for task in self._tasks:
             if task.done():
                 task.result()
@@ -233,7 +236,8 @@ async def run(config: RouterConfig) -> None:
     """Run a picker until SIGTERM or SIGINT.
 
     Raises:
-        RouterError: if discovery cannot say at the start which workers there are.
+        RouterError: if discovery cannot say at the start which workers there are; KubeError where
+            it is Kubernetes that cannot.
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()

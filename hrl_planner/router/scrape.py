@@ -121,11 +121,12 @@ class Scraper:
 
     async def close(self) -> None:
         """Stop watching, and wait for it to have stopped."""
+        if self._session is None:
+            return
         watches = list(self._watches.values())
         self.watch([])
         await asyncio.gather(*(watch.ended() for watch in watches))
-        if self._session is not None:
-            await self._session.close()
+        await self._session.close()
 
     def watch(self, workers: Iterable[Worker]) -> None:
         """Watch these workers from now on and no others."""
