@@ -335,6 +335,18 @@ def test_a_report_needs_neither_checkpoints_nor_recordings(data, tmp_path, monke
     assert found.coverage("subject").complete
 
 
+@pytest.mark.parametrize(("name", "label"), [("main", "learned"), ("ablations", "unshielded")])
+def test_the_results_in_the_repository_need_no_checkpoints(name, label, tmp_path, monkeypatch):
+    repository = SMOKE.parents[2]
+    config = ExperimentConfig.load(SMOKE.parent / f"{name}.yaml")
+    config = config.model_copy(update={"results": repository / config.results})
+    monkeypatch.chdir(tmp_path)
+    results = Results(prepare(config), RunStore(config.results))
+    assert results.experiment.cells(), "policies without checkpoints can be made"
+    assert not any(run.entry == label for run in results.experiment.cells())
+    assert results.coverage(label).complete
+
+
 def test_experiments_share_runs(data):
     config = ExperimentConfig.model_validate(data)
     invent(config, lambda *_: 0.5)

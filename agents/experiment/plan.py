@@ -5,7 +5,7 @@ and the content of files that the policy names (weights of a checkpoint). A fini
 nobody asks for any more is not used, so a changed experiment cannot mix with what it was before.
 
 Checkpoints and recordings need not be at hand where a report is written: their hashes are kept in
-RESULTS/NAME.json by whoever ran the experiment.
+RESULTS/NAME.json by whoever ran the experiment or wrote its report.
 """
 
 from __future__ import annotations

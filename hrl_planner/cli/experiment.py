@@ -144,6 +144,8 @@ def report(
     folder = out or sections[0].results.config.results
     paths = write_report(sections, folder)
     for section in sections:
+        # Runs may have been brought from elsewhere; with them, others find what the report shows.
+        section.results.experiment.keep_keys()
         typer.echo(f"{section.results.config.name}: {section.done}")
     typer.echo(f"report: {paths[0]}")
 
