@@ -46,7 +46,7 @@ def wide_ranges(limit: float = 10.0) -> Ranges:
     )
 
 
-def manifest(scaler: bool = True) -> Manifest:
+def manifest(scaler: bool = True, ranges: Ranges | None = None) -> Manifest:
     return Manifest(
         format_version=checkpoints.FORMAT_VERSION,
         name="test",
@@ -55,7 +55,7 @@ def manifest(scaler: bool = True) -> Manifest:
         allocator=NetworkInfo.of(ALLOCATOR),
         scaler=NetworkInfo.of(SCALER) if scaler else None,
         feature_schema=checkpoints.current_schema(),
-        ranges=wide_ranges(),
+        ranges=ranges or wide_ranges(),
         spec={"name": "small"},
     )
 
@@ -64,11 +64,12 @@ def write_checkpoint(
     folder: Path,
     allocator: checkpoints.Tensors | None = None,
     scaler: checkpoints.Tensors | None = None,
+    ranges: Ranges | None = None,
 ) -> Path:
     """A checkpoint with the weights given, random ones where none are."""
     checkpoints.save(
         folder,
-        manifest(),
+        manifest(ranges=ranges),
         tensors(ALLOCATOR, 1) if allocator is None else allocator,
         tensors(SCALER, 2) if scaler is None else scaler,
         "a card",

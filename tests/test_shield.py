@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from envs.simulation import Simulation
 from hrl_planner.budget import BudgetArrays
+from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
 from hrl_planner.planner import Plan, PlanContext, loop
 from hrl_planner.planner.checkpoint import Ranges
@@ -172,21 +174,88 @@ def test_a_failing_lp_is_replaced_by_the_rule_and_a_failing_rule_by_holding(
     assert log.latest[0].action == "hold"
 
 
-def test_the_scaler_gives_way_to_the_rule_and_to_holding(seen: ClusterObservation) -> None:
+def shielded_scaler(
+    ranges: Ranges | None = None, rule: Any = None, net: Any = None
+) -> tuple[ShieldedScaler, Interventions]:
     log = Interventions()
-    bad = network(SCALER, 2)
+    learned = LearnedScaler(net or network(SCALER, 2))
+    policy = ShieldedScaler(
+        learned, rule or RulePolicy(within_quota=True), ranges or wide_ranges(), log
+    )
+    policy.reset(CONTEXT)
+    return policy, log
+
+
+def quotas_unlike_targets(seen: ClusterObservation) -> np.ndarray:
+    return targets(seen) + np.array([1, -1, *[0] * (len(SPEC.pools) - 2)])
+
+
+def test_features_outside_the_training_range_let_pools_take_their_quota(
+    seen: ClusterObservation,
+) -> None:
     narrow = wide_ranges()
     narrow = narrow.model_copy(
         update={"pools": {**narrow.pools, "waiting_per_replica": (0.0, 0.1)}}
     )
-    policy = ShieldedScaler(LearnedScaler(bad), RulePolicy(), narrow, log)
-    policy.reset(CONTEXT)
-    rule = RulePolicy()
-    rule.reset(CONTEXT)
-    busy = with_pool(seen, waiting=50.0)
-    np.testing.assert_array_equal(policy.decide(busy).replicas, rule.decide(busy).replicas)
-    policy.decide(with_class(seen, arrivals_rps=np.nan))
-    assert log.counts == {"scaler:rule": 1, "scaler:hold": 1}
+    policy, log = shielded_scaler(narrow)
+    quota = quotas_unlike_targets(seen)
+    plan = policy.decide(with_pool(seen, waiting=50.0, quota=quota))
+    np.testing.assert_array_equal(plan.replicas, quota)
+    assert log.counts == {"scaler:quota": 1}
+    assert "waiting_per_replica" in plan.reason
+
+
+def test_a_scaler_that_answers_nan_or_a_failing_rule_leave_the_quota(
+    seen: ClusterObservation,
+) -> None:
+    quota = quotas_unlike_targets(seen)
+    bad = network(SCALER, 2)
+    bad.net[-1] = np.nan
+    for policy, log in (shielded_scaler(net=bad), shielded_scaler(rule=Broken())):
+        plan = policy.decide(with_pool(seen, quota=quota))
+        np.testing.assert_array_equal(plan.replicas, quota)
+        assert log.counts == {"scaler:quota": 1}
+
+
+def test_a_pool_without_a_quota_keeps_what_it_has(seen: ClusterObservation) -> None:
+    policy, _ = shielded_scaler(rule=Broken())
+    quota = quotas_unlike_targets(seen).astype(float)
+    quota[1:] = np.nan
+    plan = policy.decide(with_pool(seen, quota=quota))
+    np.testing.assert_array_equal(plan.replicas, [quota[0], *targets(seen)[1:]])
+
+
+def test_blind_scalers_hold_whatever_the_quota(seen: ClusterObservation) -> None:
+    policy, log = shielded_scaler()
+    blind = with_class(with_pool(seen, quota=quotas_unlike_targets(seen)), arrivals_rps=np.nan)
+    np.testing.assert_array_equal(policy.decide(blind).replicas, targets(seen))
+    assert log.counts == {"scaler:hold": 1}
+
+
+def test_on_a_cluster_unlike_the_trained_ones_the_planner_is_the_lp(
+    tmp_path: Path,
+) -> None:
+    """Out of range at both levels, every target is the LP's, minute after minute."""
+    nothing = Ranges(
+        pools=dict.fromkeys(POOL_COLUMNS, (-9.0, -9.0)),
+        classes=dict.fromkeys(CLASS_COLUMNS, (-9.0, -9.0)),
+    )
+    write_checkpoint(tmp_path, ranges=nothing)
+    trajectories = []
+    for name in ("lp", f"learned:path={tmp_path}"):
+        policy = make_policy(name)
+        policy.reset(CONTEXT)
+        simulation = Simulation(SPEC, requests(30.0, busy_s=500.0), seed=0)
+        applied: list[list[int]] = []
+        loop.run(
+            simulation,
+            policy,
+            600.0,
+            lambda step, to=applied: to.append(list(step.applied.replicas)),
+        )
+        trajectories.append(applied)
+    assert trajectories[0] == trajectories[1]
+    assert len({tuple(replicas) for replicas in trajectories[0]}) > 1
 
 
 def test_absurd_lengths_keep_no_planner_busy(seen: ClusterObservation) -> None:

@@ -214,6 +214,8 @@ class LearnedScaler:
     def __init__(self, network: Network) -> None:
         """See the class."""
         self.network = network
+        # Inputs are clipped: as long as the weights are finite, so is every answer.
+        self._sound = bool(np.all(np.isfinite(network.net)))
         self.interval_s = 10.0
         self._reader: _Reader | None = None
         self._parameters = RuleParameters().to_array()
@@ -233,7 +235,13 @@ class LearnedScaler:
         self._changed_s = np.full(len(context.spec.pools), -np.inf)
 
     def decide(self, observation: ClusterObservation) -> Plan:
-        """Scale every pool within its quota."""
+        """Scale every pool within its quota.
+
+        Raises:
+            PolicyError: the network's weights are not finite.
+        """
+        if not self._sound:
+            raise PolicyError("policy scaler: the network's weights are not finite")
         reader = self.reader
         targets = np.empty(len(reader.spec.pools), np.int64)
         net, shape = self.network

@@ -8,9 +8,11 @@
     the LP fails                        -> the threshold rule
     the rule fails                      -> hold
 
-The local level is the same with the rule in the LP's place. Every departure from the network is an
-`Intervention` with its reason; they are logged, counted, and stand in the plan's reason. The budget
-is not the shield's business: whatever comes out is projected onto it like every plan.
+The local level holds what runs where metrics are missing or stale, and elsewhere takes the quota:
+that is what the allocator planned, and a rule that moved within it would be a planner of its own.
+Every departure from the network is an `Intervention` with its reason; they are logged, counted, and
+stand in the plan's reason. The budget is not the shield's business: whatever comes out is projected
+onto it like every plan.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from hrl_planner.planner.policy import Plan, PlanContext, Policy
 
 _log = logging.getLogger(__name__)
 
-Action = Literal["hold", "plan", "rule"]
+Action = Literal["hold", "plan", "rule", "quota"]
 Cause = Literal["missing", "stale", "range", "network", "prior"]
 _STALE_S = 60.0
 _MARGIN = 0.1  # of a feature's range: how far outside is still inside
@@ -157,6 +159,13 @@ def hold(observation: ClusterObservation, reason: str) -> Plan:
     return Plan(np.maximum(current_targets(observation), 0), reason=f"hold: {reason}")
 
 
+def quota_or_hold(observation: ClusterObservation) -> Plan:
+    """Return the quotas as targets; pools that have been given none keep what they have."""
+    quotas = observation.pool_field("quota")
+    kept = np.maximum(current_targets(observation), 0)
+    return Plan(np.where(np.isfinite(quotas), quotas, kept).astype(np.int64))
+
+
 class ShieldedAllocator:
     """A learned allocator that gives way where it should not decide.
 
@@ -238,11 +247,11 @@ class ShieldedAllocator:
 
 
 class ShieldedScaler:
-    """A learned scaler that gives way to the rule, and to holding.
+    """A learned scaler that gives way to the quota, and to holding.
 
     Args:
         learned: the scaler.
-        rule: what it gives way to.
+        rule: wishes what the network is shown.
         ranges: what training saw.
         log: where interventions go.
     """
@@ -266,23 +275,23 @@ class ShieldedScaler:
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Follow the network, or say why not."""
-        fallback, failure = _attempt(lambda: self._rule.decide(observation))
+        # The rule sees every observation, also those it is not asked about: it counts intervals.
+        wish, failure = _attempt(lambda: self._rule.decide(observation))
         blind = _blind(observation)
         if blind is not None:
             return self._instead(observation, "hold", *blind, hold(observation, blind[1]))
+        if wish is None:
+            failed = f"the rule failed: {failure}"
+            return self._instead(observation, "quota", "prior", failed, quota_or_hold(observation))
         cause: Cause = "range"
         try:
             reader = self._learned.reader
-            wish = current_targets(observation) if fallback is None else fallback.replicas
-            why = self._check.outside(*reader.rows(reader.vector(observation, wish)))
+            why = self._check.outside(*reader.rows(reader.vector(observation, wish.replicas)))
             if why is None:
                 return self._learned.decide(observation)
         except Exception as error:
             cause, why = "network", f"{type(error).__name__}: {error}"
-        if fallback is None:
-            why = f"{why}; the rule failed: {failure}"
-            return self._instead(observation, "hold", cause, why, hold(observation, why))
-        return self._instead(observation, "rule", cause, why, fallback)
+        return self._instead(observation, "quota", cause, why, quota_or_hold(observation))
 
     def _instead(
         self, observation: ClusterObservation, action: Action, cause: Cause, why: str, plan: Plan
