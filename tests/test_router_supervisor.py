@@ -97,7 +97,7 @@ def test_a_crash_loop_ends_the_whole_with_status_1(tmp_path: Path) -> None:
         async with supervised(
             tmp_path, patience=patience, broken="echo x >> tries; exit 7", steady=LIVES
         ) as it:
-            await eventually(lambda: "crash loop: draining" in it.said() and it.pids("steady"))
+            await eventually(lambda: "a child is lost: draining" in it.said() and it.pids("steady"))
             assert is_alive(it.pids("steady")[0])
             (tmp_path / "drained").touch()
             assert await it.status() == 1
@@ -105,6 +105,31 @@ def test_a_crash_loop_ends_the_whole_with_status_1(tmp_path: Path) -> None:
             assert "broken died 3 times in a row" in it.said()
             assert "exit status 7; giving up" in it.said()
             assert not any(is_alive(pid) for pid in it.pids("steady"))
+
+    asyncio.run(scenario())
+
+
+def test_a_child_that_was_given_bad_input_ends_the_whole_at_once_with_status_2(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        async with supervised(
+            tmp_path, ready={"picky": "never"}, patience=NO_DRAIN, picky="echo x >> tries; exit 2"
+        ) as it:
+            assert await it.status() == 2
+            assert (tmp_path / "tries").read_text().split() == ["x"]
+            assert "picky cannot start: exit status 2; giving up" in it.said()
+
+    asyncio.run(scenario())
+
+
+def test_a_child_that_has_been_ready_is_started_again_whatever_its_status(tmp_path: Path) -> None:
+    script = "echo $$ >> {name}; touch is-ready; sleep 0.3; exit 2"
+
+    async def scenario() -> None:
+        async with supervised(tmp_path, ready={"once": "is-ready"}, once=script) as it:
+            await eventually(lambda: len(it.pids("once")) == 3)
+            assert it.process.returncode is None
 
     asyncio.run(scenario())
 

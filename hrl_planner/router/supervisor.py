@@ -4,7 +4,9 @@ Each child has a keeper that starts it, waits for its end and starts it again af
 child's death touches another. SIGTERM or SIGINT drains: the caller's `drain` is awaited, up to a
 limit, while the children go on (and are still restarted), then they are ended. A second signal ends
 them at once. A child that dies again and again, or never becomes ready, also ends the whole, with
-status 1 for whoever runs us to see. Should the supervisor itself be killed, the kernel kills them.
+status 1 for whoever runs us to see; one that was given bad input (status 2 before it was ever
+ready) does so at once, with status 2. Should the supervisor itself be killed, the kernel kills
+them.
 
 Nothing here knows what the children do.
 """
@@ -24,6 +26,7 @@ from functools import partial
 
 _log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
+_BAD_INPUT = 2  # what commands end with, argparse's as ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,20 @@ class Patience:
     stop_s: float = 10.0
 
 
-class _CrashLoop(Exception):
+class _Hopeless(Exception):
+    """A child cannot be kept running."""
+
+    status = 1
+
+
+class _CrashLoop(_Hopeless):
     """A child keeps dying."""
+
+
+class _BadInput(_Hopeless):
+    """A child was given what it cannot work with."""
+
+    status = _BAD_INPUT
 
 
 async def supervise(
@@ -76,7 +91,7 @@ async def supervise(
     drain: Callable[[], Awaitable[None]],
     patience: Patience = Patience(),
 ) -> int:
-    """Keep the children running until a signal or a crash loop; returns the exit status."""
+    """Keep the children running until a signal or a hopeless one; returns the exit status."""
     keepers = [_Keeper(child, patience) for child in children]
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
@@ -87,15 +102,15 @@ async def supervise(
     grace_s = patience.stop_s
     try:
         done, _ = await asyncio.wait({told, *keeping}, return_when=asyncio.FIRST_COMPLETED)
-        failed = [task for task in keeping if task in done]
-        for task in failed:
-            _log.error("%s", task.exception())
-        _log.info("%s: draining", "crash loop" if failed else told.result().name)
+        failed = [task.exception() for task in keeping if task in done]
+        for error in failed:
+            _log.error("%s", error)
+        _log.info("%s: draining", told.result().name if told in done else "a child is lost")
         told.cancel()
         # After a crash loop too: the other children may be in the middle of something.
         if not await _drained(signals, drain, patience.drain_s):
             grace_s = 0.0
-        return 1 if failed else 0
+        return max((getattr(error, "status", 1) for error in failed), default=0)
     finally:
         told.cancel()
         for task in keeping:
@@ -136,6 +151,7 @@ class _Keeper:
         self.child = child
         self._patience = patience
         self._process: asyncio.subprocess.Process | None = None
+        self._was_ready = False
 
     async def keep(self) -> None:
         """Start the child over and over; ends only by raising."""
@@ -145,6 +161,8 @@ class _Keeper:
             started_s = time.monotonic()
             how = await self._run_once()
             lived_s = time.monotonic() - started_s
+            if not self._was_ready and self._status() == _BAD_INPUT:
+                raise _BadInput(f"{self.child.name} cannot start: {how}; giving up")
             if lived_s >= self._patience.steady_s:
                 deaths, pause_s = 0, self._patience.first_pause_s
             deaths += 1
@@ -193,10 +211,14 @@ class _Keeper:
             ready.cancel()
             ended.cancel()
 
+    def _status(self) -> int | None:
+        return None if self._process is None else self._process.returncode
+
     async def _wait_ready(self) -> None:
         started_s = time.monotonic()
         while self.child.ready is not None and not await self.child.ready():
             await asyncio.sleep(0.05)
+        self._was_ready = True
         _log.info("%s ready after %.1f s", self.child.name, time.monotonic() - started_s)
 
     async def stop(self, grace_s: float) -> None:
