@@ -8,27 +8,34 @@ requests and the same start-up luck, so differences are taken per pair before th
 which removes the variance that the trace itself brings.
 
 Scores are arrays of shape [workloads, seeds], or [training seeds, workloads, seeds] for a policy
-that was trained several times. Training seeds and traces are crossed, every trained policy meets
-every trace, so both are redrawn independently of each other: training seeds first, then traces
-within each workload, the same ones for all training seeds (Owen, "The pigeonhole bootstrap",
-Annals of Applied Statistics 2007). A missing run is NaN and is left out. Everything random comes
-from the seed in the arguments; two arrays of one shape are redrawn alike under one seed.
+that was trained several times. What is redrawn, and what is redrawn together, says
+`agents.evaluate.bootstrap`. A missing run is NaN and is left out. Everything random comes from the
+seed in the arguments; two arrays of one shape are redrawn alike under one seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from agents.evaluate.bootstrap import (
+    Days,
+    FloatArray,
+    as_cube,
+    can_be_redrawn,
+    counts_of_runs,
+    day_counts,
+    seed_counts,
+)
 
 CONFIDENCE = 0.95
 BOOTSTRAP_DRAWS = 2000
 _TAIL = (1.0 - CONFIDENCE) / 2.0
-_CHUNK_VALUES = 4_000_000  # redrawn scores held at a time
+_Statistic = Callable[
+    [FloatArray, FloatArray], FloatArray
+]  # of values, counted so often: (draws, n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Estimate:
 
     Attributes:
         value: the estimate; NaN when there is no run.
-        low: lower end of the 95 % interval; NaN where no workload has two runs.
+        low: lower end of the 95 % interval; NaN where nothing can be redrawn.
         high: upper end of the interval.
         runs: how many runs stand behind it.
     """
@@ -57,31 +64,36 @@ def iqm(values: FloatArray) -> float:
     >>> iqm(np.array([0.0, 1.0, 2.0, 100.0]))
     1.5
     """
-    values = np.sort(values[~np.isnan(values)])
-    if values.size == 0:
-        return float("nan")
-    return float(_sorted_iqm(values[None, :])[0])
+    values = values[~np.isnan(values)]
+    return float(_iqm(values, np.ones((1, values.size)))[0])
 
 
-def _sorted_iqm(rows: FloatArray) -> FloatArray:
-    """IQM of every row; rows are sorted ascending."""
-    n = rows.shape[1]
-    index = np.arange(n)
-    weights = np.clip(np.minimum(index + 1, 0.75 * n) - np.maximum(index, 0.25 * n), 0.0, 1.0)
-    weights /= weights.sum()
-    # An infinite value outside the middle half has weight 0 and must not turn the sum into NaN.
-    used = weights > 0
-    return np.asarray(rows[:, used] @ weights[used], dtype=np.float64)
+def _iqm(values: FloatArray, counts: FloatArray) -> FloatArray:
+    """IQM of values that count so often, per row of counts; NaN for a row without any."""
+    order = np.argsort(values, kind="stable")
+    ranked = counts[:, order]
+    upper = np.cumsum(ranked, axis=1)
+    total = ranked.sum(axis=1, keepdims=True)
+    middle = np.minimum(upper, 0.75 * total) - np.maximum(upper - ranked, 0.25 * total)
+    return _ratio(_dot(np.maximum(middle, 0.0), values[order]), 0.5 * total[:, 0])
 
 
-def _row_iqm(rows: FloatArray) -> FloatArray:
-    """IQM of every row over what is not missing; NaN for a row that is empty."""
-    rows = np.sort(rows, axis=1)  # NaN goes to the end
-    counts = (~np.isnan(rows)).sum(axis=1)
-    found = np.full(len(rows), np.nan)
-    for count in np.unique(counts[counts > 0]):
-        same = counts == count
-        found[same] = _sorted_iqm(rows[same, :count])
+def _mean(values: FloatArray, counts: FloatArray) -> FloatArray:
+    """The same for the mean."""
+    return _ratio(_dot(counts, values), counts.sum(axis=1))
+
+
+def _dot(counts: FloatArray, values: FloatArray) -> FloatArray:
+    """Weighted sums; an infinite value that does not count must not turn one into NaN."""
+    finite = np.isfinite(values)
+    sums: FloatArray = counts[:, finite] @ values[finite]
+    for infinite in (np.inf, -np.inf):
+        sums[(counts[:, values == infinite] > 0.0).any(axis=1)] = infinite
+    return sums
+
+
+def _ratio(sums: FloatArray, totals: FloatArray) -> FloatArray:
+    found: FloatArray = np.divide(sums, totals, out=np.full(len(sums), np.nan), where=totals > 0)
     return found
 
 
@@ -94,61 +106,20 @@ def row_mean(rows: FloatArray) -> FloatArray:
     return found
 
 
-def _strata(scores: FloatArray) -> list[FloatArray]:
-    """Scores of each workload as [training seeds, seeds]; seeds nobody has run are dropped."""
-    cube = np.atleast_2d(scores)
-    cube = cube[None] if cube.ndim == 2 else cube
-    kept = [cube[:, w][:, ~np.isnan(cube[:, w]).all(axis=0)] for w in range(cube.shape[1])]
-    return [block for block in kept if block.size]
-
-
-def redraw(
-    scores: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
-) -> Iterator[FloatArray]:
-    """Bootstrap draws of all runs, as chunks of rows with one draw per row.
-
-    Args:
-        scores: [workloads, seeds] or [training seeds, workloads, seeds]; NaN marks a missing run.
-        seed: of the bootstrap.
-        draws: rows in all.
-    """
-    strata = _strata(scores)
-    rng = np.random.default_rng(seed)
-    # Drawn for all rows at once: the chunks must not change the numbers.
-    traces = [rng.integers(0, block.shape[1], size=(draws, block.shape[1])) for block in strata]
-    trained = strata[0].shape[0]
-    seeds = np.random.default_rng([seed, 1]).integers(0, trained, size=(draws, trained))
-    step = max(1, _CHUNK_VALUES // sum(block.size for block in strata))
-    for start in range(0, draws, step):
-        part = slice(start, start + step)
-        who = seeds[part, :, None]
-        drawn = [
-            block[who, at[part, None, :]].reshape(len(who), -1)
-            if trained > 1
-            else block[0][at[part]]
-            for block, at in zip(strata, traces, strict=True)
-        ]
-        yield np.concatenate(drawn, axis=1)
-
-
 def _estimated(
-    scores: FloatArray, statistic: Callable[[FloatArray], FloatArray], seed: int, draws: int
+    scores: FloatArray, statistic: _Statistic, days: Days | None, seed: int, draws: int
 ) -> Estimate:
     """A statistic over all runs with its percentile interval."""
-    present = np.asarray(scores[~np.isnan(scores)], dtype=np.float64)
+    cube = as_cube(scores)
+    present = np.asarray(cube[~np.isnan(cube)], dtype=np.float64)
     if not present.size:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    value = float(statistic(present[None])[0])
-    if not can_be_redrawn(scores):
+    value = float(statistic(present, np.ones((1, present.size)))[0])
+    if not can_be_redrawn(cube, days):
         return Estimate(value, float("nan"), float("nan"), int(present.size))
-    values = np.concatenate([statistic(r) for r in redraw(scores, seed=seed, draws=draws)])
-    low, high = interval(values)
+    chunks = counts_of_runs(cube, days, seed, draws)
+    low, high = interval(np.concatenate([statistic(present, counts) for counts in chunks]))
     return Estimate(value, low, high, int(present.size))
-
-
-def can_be_redrawn(scores: FloatArray) -> bool:
-    """Whether a bootstrap says anything: some workload has two runs. One run of each has none."""
-    return any(block.size > 1 for block in _strata(scores))
 
 
 def interval(draws: FloatArray) -> tuple[float, float]:
@@ -161,21 +132,26 @@ def interval(draws: FloatArray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def estimate(scores: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Estimate:
+def estimate(
+    scores: FloatArray, *, days: Days | None = None, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
+) -> Estimate:
     """IQM over all runs with its 95 % stratified bootstrap interval.
 
     Args:
         scores: [workloads, seeds], [seeds] or [training seeds, workloads, seeds]; NaN marks a
             missing run.
+        days: which runs share a day; absent, none do.
         seed: of the bootstrap.
         draws: bootstrap draws; the interval ends wobble by about 1/sqrt(draws).
     """
-    return _estimated(scores, _row_iqm, seed, draws)
+    return _estimated(scores, _iqm, days, seed, draws)
 
 
-def mean_estimate(scores: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Estimate:
+def mean_estimate(
+    scores: FloatArray, *, days: Days | None = None, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
+) -> Estimate:
     """The same for the mean, which, unlike the IQM, the worst quarter of the runs is part of."""
-    return _estimated(scores, row_mean, seed, draws)
+    return _estimated(scores, _mean, days, seed, draws)
 
 
 def paired_difference(
@@ -198,6 +174,7 @@ def probability_of_improvement(
     baseline: FloatArray,
     *,
     higher_is_better: bool = True,
+    days: Days | None = None,
     seed: int = 0,
     draws: int = BOOTSTRAP_DRAWS,
 ) -> Estimate:
@@ -211,19 +188,21 @@ def probability_of_improvement(
         scores: [workloads, seeds] or [training seeds, workloads, seeds].
         baseline: the other policy on the same workloads and seeds.
         higher_is_better: False for costs and latencies.
+        days: which runs share a day; absent, none do.
         seed: of the bootstrap.
         draws: bootstrap draws.
     """
     won = scores > baseline if higher_is_better else scores < baseline
     outcome = np.asarray(np.where(won, 1.0, np.where(scores == baseline, 0.5, 0.0)))
     outcome[np.isnan(scores) | np.isnan(baseline)] = np.nan
-    return _estimated(outcome, row_mean, seed, draws)
+    return _estimated(outcome, _mean, days, seed, draws)
 
 
 def performance_profile(
     scores: FloatArray,
     thresholds: FloatArray,
     *,
+    days: Days | None = None,
     seed: int = 0,
     draws: int = BOOTSTRAP_DRAWS,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -234,38 +213,42 @@ def performance_profile(
     Returns:
         value, low and high, each of the shape of `thresholds`; NaN without runs.
     """
-    present = scores[~np.isnan(scores)]
+    cube = as_cube(scores)
+    present = cube[~np.isnan(cube)]
     if not present.size:
         nothing = np.full(len(thresholds), np.nan)
         return nothing, nothing, nothing
-    value = _shares_above(present[None], thresholds)[0]
-    rows = [_shares_above(r, thresholds) for r in redraw(scores, seed=seed, draws=draws)]
-    low, high = np.quantile(np.concatenate(rows), [_TAIL, 1.0 - _TAIL], axis=0)
+    value = _shares_above(present, np.ones((1, present.size)), thresholds)[0]
+    chunks = counts_of_runs(cube, days, seed, draws)
+    rows = np.concatenate([_shares_above(present, counts, thresholds) for counts in chunks])
+    low, high = np.nanquantile(rows, [_TAIL, 1.0 - _TAIL], axis=0)
     return value, low, high
 
 
-def _shares_above(rows: FloatArray, thresholds: FloatArray) -> FloatArray:
-    ordered = np.sort(rows, axis=1)
-    counts = (~np.isnan(ordered)).sum(axis=1)
-    below = np.stack(
-        [
-            np.searchsorted(row[:n], thresholds, side="right")
-            for row, n in zip(ordered, counts, strict=True)
-        ]
-    )
-    return np.asarray(1.0 - below / np.maximum(counts, 1)[:, None])
+def _shares_above(values: FloatArray, counts: FloatArray, thresholds: FloatArray) -> FloatArray:
+    order = np.argsort(values, kind="stable")
+    upto = np.cumsum(np.pad(counts[:, order], ((0, 0), (1, 0))), axis=1)
+    below = upto[:, np.searchsorted(values[order], thresholds, side="right")]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(1.0 - below / upto[:, -1:])
 
 
 def workload_means(
-    scores: FloatArray, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS, stream: int = 0
+    scores: FloatArray,
+    *,
+    days: Days | None = None,
+    seed: int = 0,
+    draws: int = BOOTSTRAP_DRAWS,
+    stream: int = 0,
 ) -> tuple[FloatArray, FloatArray]:
     """Mean score per workload, and its bootstrap draws.
 
-    Policies that miss the same traces, or none, get the same traces in a draw, so that any function
+    Policies that miss the same traces, or none, get the same days in a draw, so that any function
     of several policies' means (a difference, a distance to a front) keeps the pairing.
 
     Args:
         scores: [training seeds, workloads, seeds] with the same seeds for every policy.
+        days: which runs share a day; absent, none do.
         seed: of the bootstrap.
         draws: how many.
         stream: policies that were trained independently of each other get different ones.
@@ -273,27 +256,18 @@ def workload_means(
     Returns:
         Means (workloads,) and draws (draws, workloads); NaN where nothing was run.
     """
-    trained, n_workloads, _ = scores.shape
-    present = ~np.isnan(scores)
-    filled = np.where(present, scores, 0.0)
-    rng = np.random.default_rng(seed)
-    who = np.random.default_rng([seed, 1, stream]).multinomial(
-        trained, np.full(trained, 1.0 / trained), size=draws
-    )
-    values = np.full((draws, n_workloads), np.nan)
-    for w in range(n_workloads):
-        run = present[:, w].any(axis=0)
-        n_run = int(run.sum())
-        if not n_run:
-            continue
-        times = rng.multinomial(n_run, np.full(n_run, 1.0 / n_run), size=draws)
-        total = ((who @ filled[:, w, run]) * times).sum(axis=1)
-        count = ((who @ present[:, w, run].astype(np.float64)) * times).sum(axis=1)
-        np.divide(total, count, out=values[:, w], where=count > 0)
-    counts = present.sum(axis=(0, 2))
-    means = np.divide(
-        filled.sum(axis=(0, 2)), counts, out=np.full(n_workloads, np.nan), where=counts > 0
-    )
+    cube = as_cube(scores)
+    there = ~np.isnan(cube)
+    filled = np.where(there, cube, 0.0)
+    present = np.asarray(there.any(axis=0))
+    days = days or Days.apart(*present.shape)
+    which = day_counts(present, days, np.random.default_rng(seed), draws)
+    who = seed_counts(cube.shape[0], draws, [seed, 1, stream])
+    totals = np.einsum("dt,twn,dwn->dw", who, filled, which, optimize=True)
+    counts = np.einsum("dt,twn,dwn->dw", who, there.astype(np.float64), which, optimize=True)
+    values = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
+    n_runs = there.sum(axis=(0, 2))
+    means = _ratio(filled.sum(axis=(0, 2)), n_runs.astype(np.float64))
     return means, values
 
 

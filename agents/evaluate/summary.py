@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agents.evaluate.bootstrap import FloatArray
 from agents.evaluate.metrics import ALL_CLASSES, METRICS, Metric
-from agents.evaluate.statistics import Estimate, FloatArray, estimate
+from agents.evaluate.statistics import Estimate, estimate
 from agents.evaluate.store import CellData
 
 if TYPE_CHECKING:

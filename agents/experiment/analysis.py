@@ -11,18 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.evaluate.bootstrap import can_be_redrawn
 from agents.evaluate.statistics import (
     Estimate,
     bootstrap_p,
-    can_be_redrawn,
     estimate,
     holm,
     interval,
     mean_estimate,
     probability_of_improvement,
+    row_mean,
     workload_means,
 )
-from agents.experiment.results import Coverage, Results, in_common, of_same_seeds, paired
+from agents.experiment.results import Coverage, Results, in_common, paired
 
 FloatArray = NDArray[np.float64]
 
@@ -68,17 +69,18 @@ def estimate_entry(results: Results, label: str, cells: list[int] | None = None)
     )
     with np.errstate(invalid="ignore", divide="ignore"):
         saved = np.where(base_hours > 0, 1.0 - hours / base_hours, np.nan)
+    days = results.days.of(at)
     return EntryEstimates(
         label=label,
         coverage=results.coverage(label, at),
-        attainment=estimate(results.scores(label)[:, at]),
-        gpu_hours=estimate(results.scores(label, "gpu_hours")[:, at]),
-        cost=estimate(results.scores(label, "cost")[:, at]),
-        normalised=estimate(normalised(results, label)[:, at]),
-        chance=probability_of_improvement(own, other),
-        gain_iqm=estimate(own - other),
-        gain_mean=mean_estimate(own - other),
-        saved=mean_estimate(saved),
+        attainment=estimate(results.scores(label)[:, at], days=days),
+        gpu_hours=estimate(results.scores(label, "gpu_hours")[:, at], days=days),
+        cost=estimate(results.scores(label, "cost")[:, at], days=days),
+        normalised=estimate(normalised(results, label)[:, at], days=days),
+        chance=probability_of_improvement(own, other, days=days),
+        gain_iqm=estimate(own - other, days=days),
+        gain_mean=mean_estimate(own - other, days=days),
+        saved=mean_estimate(saved, days=days),
     )
 
 
@@ -140,7 +142,11 @@ def cell_differences(results: Results, label: str, baseline: str) -> list[CellDi
     own, other = paired(results.scores(label), results.scores(baseline))
     gaps = own - other
     return [
-        CellDifference(name, mean_estimate(gaps[:, i : i + 1]), results.coverage(label, [i]))
+        CellDifference(
+            name,
+            mean_estimate(gaps[:, i : i + 1], days=results.days.of([i])),
+            results.coverage(label, [i]),
+        )
         for i, name in enumerate(results.cells)
     ]
 
@@ -212,25 +218,23 @@ class Comparison:
 
 def comparisons(results: Results) -> list[Comparison]:
     """The subject against each entry named beforehand; each cell counts the same."""
-    subject = results.config.subject
     rows = []
-    for number, label in enumerate(results.config.against):
-        own, other = in_common(*of_same_seeds(results.scores(subject), results.scores(label)))
-        mine, my_draws = workload_means(own, draws=_P_DRAWS)
-        theirs, their_draws = workload_means(other, draws=_P_DRAWS, stream=number + 1)
-        common = ~np.isnan(mine - theirs)
-        draws = np.array([])
-        if common.any() and (can_be_redrawn(own) or can_be_redrawn(other)):
-            draws = (my_draws - their_draws)[:, common].mean(axis=1)
-        value = float((mine - theirs)[common].mean()) if common.any() else float("nan")
-        runs = int((~np.isnan(own)).sum())
+    for label in results.config.against:
+        own, other = paired(results.scores(results.config.subject), results.scores(label))
+        (gaps,) = in_common(own - other)
+        means, draws = workload_means(gaps, days=results.days, draws=_P_DRAWS)
+        run = ~np.isnan(means)
+        of_all = np.array([])
+        if run.any() and can_be_redrawn(gaps, results.days):
+            of_all = row_mean(draws[:, run])
+        value = float(means[run].mean()) if run.any() else float("nan")
         rows.append(
             (
                 label,
-                Estimate(value, *interval(draws), runs),
-                probability_of_improvement(*paired(own, other)),
-                bootstrap_p(draws),
-                int(common.sum()),
+                Estimate(value, *interval(of_all), int((~np.isnan(gaps)).sum())),
+                probability_of_improvement(own, other, days=results.days),
+                bootstrap_p(of_all),
+                int(run.sum()),
             )
         )
     adjusted = holm([row[3] for row in rows])

@@ -86,6 +86,20 @@ class Source:
         trace = _recorded(Path(self.recording), self.duration_s or _RECORDED_S, self.load, seed)
         return ScenarioCase(spec, trace)
 
+    def day_of(self, seed: int) -> int:
+        """What a seed's requests share with those of other seeds, a number that both then have.
+
+        Every seed of a scenario is a day of its own. A recording has only so many days, and windows
+        that overlap for the most part are one stretch of it.
+        """
+        if not self.recording:
+            return seed
+        path = Path(self.recording)
+        if detect_format(path) == "rates":
+            return seed % _n_days(_test_days(path))
+        duration_s = self.duration_s or _RECORDED_S
+        return round(_window_start_s(_read(str(path)), duration_s, seed) / duration_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -169,16 +183,23 @@ def _recorded(path: Path, duration_s: float, load: float, seed: int) -> Trace:
     """A part of a recording: of days of rates one test day, else one of twenty windows."""
     if detect_format(path) == "rates":
         curve = _test_days(path)
-        days = max(1, round(curve.duration_s / _DAY_S))
-        start_s = (seed % days) * _DAY_S
+        start_s = (seed % _n_days(curve)) * _DAY_S
         day = curve.slice(start_s, min(start_s + _DAY_S, curve.duration_s))
         squeezed = day.scale(time=duration_s / day.duration_s, rate=load)
         return independent_requests(squeezed, seed=seed, name=path.stem)
     whole = _read(str(path))
-    spare_s = max(0.0, whole.duration_s - duration_s)
-    start_s = spare_s * (seed % _WINDOWS) / (_WINDOWS - 1)
+    start_s = _window_start_s(whole, duration_s, seed)
     window = whole.slice(start_s, min(start_s + duration_s, whole.duration_s))
     return window.scale(rate=load, seed=seed)
+
+
+def _n_days(curve: RateCurve) -> int:
+    return max(1, round(curve.duration_s / _DAY_S))
+
+
+def _window_start_s(whole: Trace, duration_s: float, seed: int) -> float:
+    spare_s = max(0.0, whole.duration_s - duration_s)
+    return spare_s * (seed % _WINDOWS) / (_WINDOWS - 1)
 
 
 def _test_days(path: Path) -> RateCurve:

@@ -54,7 +54,7 @@ def profiles(results: Results) -> Figure | None:
     figure, panels = _panels(1, 1, 7.6, 4.2)
     colours = _colours(results)
     for label, scores in drawn:
-        value, low, high = performance_profile(scores, _THRESHOLDS, draws=500)
+        value, low, high = performance_profile(scores, _THRESHOLDS, days=results.days, draws=500)
         wide = 2.4 if label == results.config.subject else 1.3
         panels[0].plot(_THRESHOLDS, 100 * value, color=colours[label], lw=wide, label=label)
         panels[0].fill_between(

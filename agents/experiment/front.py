@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.evaluate.statistics import Estimate, can_be_redrawn, interval, row_mean, workload_means
+from agents.evaluate.bootstrap import can_be_redrawn
+from agents.evaluate.statistics import Estimate, interval, row_mean, workload_means
 from agents.experiment.results import Results, in_common
 
 FloatArray = NDArray[np.float64]
@@ -113,12 +114,14 @@ def compare_with_front(results: Results, label: str, metric: str = "gpu_hours") 
     names = [label, *front]
     scores = in_common(*(results.scores(name) for name in names))
     spent = in_common(*(results.scores(name, metric) for name in names))
-    attained = [workload_means(s, draws=_DRAWS, stream=i) for i, s in enumerate(scores)]
-    hours = [workload_means(s, draws=_DRAWS, stream=i) for i, s in enumerate(spent)]
+    attained, hours = (
+        [workload_means(s, days=results.days, draws=_DRAWS, stream=i) for i, s in enumerate(every)]
+        for every in (scores, spent)
+    )
     # Row 0 is the estimate itself, the others are bootstrap draws: [1 + draws, names, cells].
     met = np.stack([np.vstack([mean, draws]) for mean, draws in attained], axis=1)
     used = np.stack([np.vstack([mean, draws]) for mean, draws in hours], axis=1)
-    if not any(can_be_redrawn(one) for one in scores):
+    if not any(can_be_redrawn(one, results.days) for one in scores):
         met, used = met[:1], used[:1]
     gains, saved = _distances(used, met, results.config.tolerance)
     runs = (~np.isnan(scores[0])).sum(axis=(0, 2))

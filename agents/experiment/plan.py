@@ -5,7 +5,7 @@ and the content of files that the policy names (weights of a checkpoint). A fini
 nobody asks for any more is not used, so a changed experiment cannot mix with what it was before.
 
 Checkpoints and recordings need not be at hand where a report is written: their hashes are kept in
-RESULTS/NAME.json by whoever ran the experiment or wrote its report.
+RESULTS/NAME.json by whoever ran the experiment or wrote its report, with the days of recordings.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Experiment:
         needs: by cell label, where known.
         cell_keys: hash of each cell by its label, where known.
         policy_keys: hash of each policy by its text, where known.
+        days: of every trace of a recording by its label, where known, see `Source.day_of`.
         here: texts of the policies that can be made here.
         notes: what cannot be run, in words.
         code: digest of the sources runs depend on.
@@ -94,6 +95,7 @@ class Experiment:
     needs: dict[str, float]
     cell_keys: dict[str, str]
     policy_keys: dict[str, str]
+    days: dict[str, list[int]]
     here: frozenset[str]
     notes: tuple[str, ...]
     code: str
@@ -157,7 +159,7 @@ class Experiment:
 
     def keep_keys(self) -> None:
         """Write the hashes down for reports that are made elsewhere."""
-        keys = {"cells": self.cell_keys, "policies": self.policy_keys}
+        keys = {"cells": self.cell_keys, "policies": self.policy_keys, "days": self.days}
         path = manifest(self.config)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(keys, indent=1, sort_keys=True) + "\n")
@@ -202,12 +204,18 @@ def prepare(
         for cell in cells
         if cell.source.is_here and cell.label in needs
     }
+    days = {
+        source.label: [source.day_of(trace) for trace in range(config.traces)]
+        for source in dict.fromkeys(cell.source for cell in cells)
+        if source.recording and source.is_here
+    }
     return Experiment(
         config=config,
         all_cells=tuple(cells),
         needs=needs,
         cell_keys={**kept.get("cells", {}), **found},
         policy_keys={**kept.get("policies", {}), **keys},
+        days={**kept.get("days", {}), **days},
         here=frozenset(here),
         notes=tuple(notes),
         code=code_digest(_OWN_SOURCES),

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.evaluate.bootstrap import Days
 from agents.experiment.config import ExperimentConfig
 from agents.experiment.plan import KEPT, Experiment
 from agents.experiment.store import Line, RunStore
@@ -99,6 +100,22 @@ class Results:
     def scores(self, entry: str, metric: str = KEPT[0]) -> FloatArray:
         """A metric of every run, [training seeds, cells, traces]."""
         return self._arrays[entry][metric]
+
+    @cached_property
+    def days(self) -> Days:
+        """Which runs share a day: cells with the same requests do, whatever their budget."""
+        names = [cell.source.label for cell in self.experiment.all_cells]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return Days(
+            np.array([numbers[name] for name in names], np.int64),
+            np.array([self._days_of(name) for name in names], np.int64),
+        )
+
+    def _days_of(self, source: str) -> list[int]:
+        """Days of every trace; of a recording nobody has seen so far each counts as one."""
+        n = self.config.traces
+        known = self.experiment.days.get(source, [])
+        return known[:n] if len(known) >= n else list(range(n))
 
     def coverage(self, entry: str, cells: Sequence[int] | None = None) -> Coverage:
         """What has been run of an entry, in all cells or in some."""

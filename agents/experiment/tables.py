@@ -284,22 +284,26 @@ def groups(results: Results) -> Table:
 
 def seeds(results: Results) -> Table:
     """All training seeds of all entries that were trained, one by one."""
-    base = results.scores(results.config.baseline)
-    rows = []
+    rows, days = [], results.days
     for entry in results.config.entries:
         if entry.seeds == 1:
             continue
+        base = results.scores(results.config.baseline)
+        trained = base.shape[0] > 1
         scores, hours = results.scores(entry.label), results.scores(entry.label, "gpu_hours")
         for seed in range(entry.seeds):
             own = scores[seed : seed + 1]
+            # Of a baseline that was trained too, the same seed's; there may be none.
+            met = base[seed : seed + 1] if trained else base
+            gaps = own - met if len(met) else np.full(own.shape, np.nan)
             done = int((~np.isnan(own)).sum())
             rows.append(
                 (
                     f"{entry.label}, seed {seed}",
                     [
-                        measured("value_attainment", mean_estimate(own)),
-                        measured("gpu_hours", mean_estimate(hours[seed : seed + 1])),
-                        points(mean_estimate(own - base[:1])),
+                        measured("value_attainment", mean_estimate(own, days=days)),
+                        measured("gpu_hours", mean_estimate(hours[seed : seed + 1], days=days)),
+                        points(mean_estimate(gaps, days=days)),
                         Value(f"{done} of {own.size}"),
                     ],
                 )

@@ -7,6 +7,7 @@ from agents.experiment import ExperimentConfig, Results, prepare
 from agents.experiment.analysis import anchors, comparisons, never_worse, normalised
 from agents.experiment.front import compare_with_front
 from agents.experiment.store import RunStore
+from agents.experiment.table import DASH
 from agents.experiment.tables import TABLES
 from tests.experiment.invented import invent
 
@@ -68,6 +69,35 @@ def test_of_two_trained_entries_the_kth_seed_is_compared_with_the_kth(data):
     (only,) = comparisons(results)
     assert only.difference.value == pytest.approx(0.0)
     assert only.chance.value == 0.5
+
+
+def test_the_same_policies_differ_by_nothing_and_certainly_however_unlike_their_seeds_are(data):
+    trained = {"policy": "lp:headroom=0.{seed}", "seeds": 3}
+    entries = [
+        {**entry, **trained} if entry["label"] == "subject" else entry for entry in data["entries"]
+    ]
+    entries.append({**trained, "label": "same"})
+    config = ExperimentConfig.model_validate(data | {"entries": entries, "against": ["same"]})
+
+    def value(entry, seed, cell, trace):
+        # Of one of the two nobody has run the first seed yet.
+        return None if entry == "same" and seed == 0 else 0.3 + 0.2 * seed + 0.01 * trace
+
+    (only,) = comparisons(invent(config, value))
+    assert only.difference.value == pytest.approx(0.0)
+    assert (only.difference.low, only.difference.high) == pytest.approx((0.0, 0.0))
+    assert (only.difference.runs, only.chance.value) == (12, 0.5)
+
+
+def test_seeds_are_compared_with_the_same_seed_of_a_baseline_that_was_trained_too(data):
+    trained = {"policy": "lp:headroom=0.{seed}", "seeds": 2}
+    entries = [{**e, **trained} if e["label"] == "subject" else e for e in data["entries"]]
+    entries.append({**trained, "seeds": 3, "label": "ablated"})
+    config = ExperimentConfig.model_validate(data | {"entries": entries, "baseline": "subject"})
+    results = invent(config, lambda entry, seed, cell, trace: 0.5 + 0.1 * seed)
+    gaps = {name: values[2].text for name, values in TABLES["seeds"](results).rows}
+    assert gaps["subject, seed 1"].startswith("+0.0") and gaps["ablated, seed 1"].startswith("+0.0")
+    assert gaps["ablated, seed 2"] == DASH
 
 
 # What the numbers say

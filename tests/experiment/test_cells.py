@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import yaml
 
-from agents.experiment import ExperimentConfig, ExperimentError, prepare
+from agents.experiment import ExperimentConfig, ExperimentError, Results, prepare
 from agents.experiment.cells import find_cells
 from agents.experiment.perturb import make_true, swapped
+from agents.experiment.store import RunStore
 from agents.experiment.tables import TABLES
 from hrl_planner.errors import PolicyError
 from hrl_planner.spec import ClusterSpec
@@ -145,6 +146,9 @@ def test_a_recording_is_cut_into_windows_by_seed_and_left_out_where_it_is_not(da
     assert first.duration_s == second.duration_s == 100
     assert len(first) in (19, 20, 21)
     assert not np.array_equal(first.arrival_s, second.arrival_s)
+    # Twenty windows over ten minutes: those that start within 50 s of one are the same stretch.
+    days = [cell.source.day_of(seed) for seed in range(20)]
+    assert days == sorted(days) and set(days) == set(range(6))
     absent = prepare(config)
     assert absent.cells() == [] and any("recording day " in note for note in absent.notes)
 
@@ -161,6 +165,21 @@ def test_days_of_rates_come_from_the_test_part(data, tmp_path):
     # Days 8 and 9 of ten are for tests: 0.09 and 0.10 requests per second.
     expected = [7776, 8640, 7776, 8640]
     assert counts == pytest.approx(expected, abs=5 * 93)
+    assert [cell.source.day_of(seed) for seed in range(4)] == [0, 1, 0, 1]
+
+
+def test_reports_know_which_traces_share_a_day_also_where_the_recording_is_not(data, tmp_path):
+    lines = [f"{86400 * day},{0.001 * (day + 1)},100,10" for day in range(10)]
+    (tmp_path / "week.csv").write_text("time_s,rate_rps,mean_isl,mean_osl\n" + "\n".join(lines))
+    group = {"spec": "small", "recordings": ["week.csv"], "tightness": [0.8, 1.0], "need": 1.0}
+    config = ExperimentConfig.model_validate(
+        data | {"cells": [*data["cells"], {**group, "duration_s": 86400}], "traces": 4}
+    )
+    prepare(config, traces=tmp_path).keep_keys()
+    days = Results(prepare(config), RunStore(config.results)).days
+    # The ramp, steady load, the ramp on a slower cluster, and the recording under two budgets.
+    assert days.group.tolist() == [0, 1, 0, 2, 2]
+    assert days.day.tolist() == [[0, 1, 2, 3]] * 3 + [[0, 1, 0, 1]] * 2
 
 
 # The need
