@@ -67,7 +67,7 @@ class ResidualHead(Head):
 
     def act(self, out: Tensor, parts: Parts, deterministic: bool) -> Tensor:
         """Return corrections; clipping to [-1, 1] is the environment's."""
-        mean, there = self._means(out, parts)
+        mean, there = self.means(out, parts)
         if deterministic:
             return mean
         fresh = torch.randn_like(mean)
@@ -79,13 +79,13 @@ class ResidualHead(Head):
 
     def judge(self, out: Tensor, parts: Parts, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy."""
-        mean, there = self._means(out, parts)
+        mean, there = self.means(out, parts)
         z = (actions.reshape(mean.shape) - mean) / self.log_std.exp()
         log_probability = -0.5 * z * z - self.log_std - 0.5 * math.log(2.0 * math.pi)
         entropy = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
         return (log_probability * there).flatten(1).sum(-1), (entropy * there).flatten(1).sum(-1)
 
-    def _means(self, out: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+    def means(self, out: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
         """Return the mean of every number that is drawn, and which of them count."""
         return out[..., 0] * parts.mask, parts.mask
 
@@ -97,7 +97,7 @@ class TermsHead(ResidualHead):
     drown the effect of each.
     """
 
-    def _means(self, out: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
+    def means(self, out: Tensor, parts: Parts) -> tuple[Tensor, Tensor]:
         """Return (B, roles, outputs), see `hrl_planner.planner.allocator.by_role`."""
         role = parts.pools[..., : len(ROLES)] * parts.mask.unsqueeze(-1)
         count = role.sum(1).unsqueeze(-1)

@@ -221,7 +221,7 @@ def make_model(
         "layout": env.layout,
         "shape": shape,
         "normaliser": normaliser,
-        "head": _head(stage, shape),
+        "head": make_head(stage, shape),
         "sees_future": config.network.sees_future,
     }
     return PPO(
@@ -243,7 +243,8 @@ def make_model(
     )
 
 
-def _head(stage: StageConfig, shape: NetShape) -> Head:
+def make_head(stage: StageConfig, shape: NetShape) -> Head:
+    """Return what a stage's outputs mean."""
     if stage.level == "scaler":
         return ScalerHead(stage.noise_memory)
     if stage.head == "moves":

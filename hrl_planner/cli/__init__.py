@@ -18,6 +18,7 @@ from hrl_planner.cli import (
     checkpoint,
     crds,
     demo_cluster,
+    distil,
     evaluate,
     experiment,
     kube_binaries,
@@ -114,6 +115,7 @@ app.command()(simulate.simulate)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(tune.tune)
+app.command()(distil.distil)
 app.command()(mock_engine.mock_engine)
 app.command()(mock_cluster.mock_cluster)
 app.command()(router.router)
