@@ -35,7 +35,7 @@ from hrl_planner.planner.network import NetShape, Network, pack
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 _MANIFEST, _CARD = "manifest.yaml", "README.md"
-_WEIGHTS = ("allocator.safetensors", "scaler.safetensors")
+ALLOCATOR_FILE, SCALER_FILE = _WEIGHTS = ("allocator.safetensors", "scaler.safetensors")
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -201,10 +201,10 @@ def load(folder: str | Path) -> Checkpoint:
     """
     path = Path(folder)
     manifest = read_manifest(path)
-    allocator = _network(path / "allocator.safetensors", manifest.allocator)
+    allocator = _network(path / ALLOCATOR_FILE, manifest.allocator)
     scaler = None
     if manifest.scaler is not None:
-        scaler = _network(path / "scaler.safetensors", manifest.scaler)
+        scaler = _network(path / SCALER_FILE, manifest.scaler)
     return Checkpoint(path, manifest, allocator, scaler)
 
 
@@ -240,9 +240,9 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     fresh.chmod(0o755)
-    save_file(_contiguous(allocator), fresh / "allocator.safetensors")
+    save_file(_contiguous(allocator), fresh / ALLOCATOR_FILE)
     if scaler is not None:
-        save_file(_contiguous(scaler), fresh / "scaler.safetensors")
+        save_file(_contiguous(scaler), fresh / SCALER_FILE)
     text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, width=100)
     (fresh / _MANIFEST).write_text(text, encoding="utf-8")
     (fresh / _CARD).write_text(card, encoding="utf-8")
@@ -269,14 +269,24 @@ def _check_schema(path: Path, found: SchemaInfo) -> None:
     )
 
 
-def _network(path: Path, info: NetworkInfo) -> Network:
+def read_tensors(path: Path) -> Tensors:
+    """Read a file of weights.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or holds numbers that are not finite.
+    """
     try:
-        tensors = load_file(path)
+        tensors: Tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
     for name, value in tensors.items():
         if not np.all(np.isfinite(value)):
             raise CheckpointError(f"checkpoint {path}: tensor {name} holds NaN or infinity")
+    return tensors
+
+
+def _network(path: Path, info: NetworkInfo) -> Network:
+    tensors = read_tensors(path)
     try:
         return Network(pack(tensors, info.shape), info.shape)
     except ValueError as error:
