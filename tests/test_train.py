@@ -1,4 +1,4 @@
-"""Training: from a config to a checkpoint, stopped and continued, refused where input is wrong."""
+"""Training: from a config to a checkpoint, stopped and continued."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from agents.train.config import TrainConfig, load_config, parse
 from agents.train.paired import PairedEnv, SharedDays
 from agents.train.randomise import FIRST_TRAINING_DAY, FIRST_VALIDATION_DAY, RandomEpisodes
-from agents.train.run import train
 from agents.train.stage import make_env, make_training
 from agents.train.state import STATE_FILE
 from envs.episodes import EpisodeOptions
@@ -29,41 +28,7 @@ from hrl_planner.cli import app
 from hrl_planner.errors import TrainingError
 from hrl_planner.planner.checkpoint import load
 from hrl_planner.spec import ClusterSpec
-
-SCALER = {
-    "level": "scaler", "steps": 120, "n_envs": 2, "n_steps": 30, "critic_only": 1,
-    "ppo": {"batch": 20, "epochs": 2, "learning_rate": 0.01},
-}  # fmt: skip
-ALLOCATOR = {
-    "level": "allocator", "steps": 30, "n_envs": 3, "n_steps": 5, "critic_only": 0, "average": 0.5,
-    "ppo": {"batch": 15, "epochs": 2, "learning_rate": 0.01},
-}  # fmt: skip
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "spec": "small",
-    "network": {"hidden": 8, "scaler_hidden": 6, "class_hidden": 4},
-    "randomise": {
-        "durations_s": [300.0],
-        "load": [0.2, 0.4],
-        "scenarios": ["steady-no-flap"],
-        "as_told": 0.0,
-    },
-    "validation": {"episodes": 2, "every": 1, "final": 2},
-    "stages": [SCALER, ALLOCATOR],
-}
-
-
-def tiny(**changes: Any) -> TrainConfig:
-    return parse({**TINY, **changes}, "test")
-
-
-def run(config: TrainConfig, folder: Path, **more: Any) -> Path | None:
-    return train(config, folder, **{"resume": False, "on_progress": lambda *_: None, **more})
-
-
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    state = torch.load(folder / STATE_FILE, weights_only=True)
-    return {name: value.numpy() for name, value in state["policy"].items()}
+from tests.tiny_training import ALLOCATOR, SCALER, TINY, run, tiny, weights
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +52,19 @@ def test_three_stages_end_in_a_checkpoint_of_both_levels(finished: Path) -> None
     assert manifest.metrics["stage_2_best_score"] >= manifest.metrics["stage_2_prior_score"]
     assert "tiny" in (finished / "checkpoint" / "README.md").read_text()
     assert list(finished.glob("stage-2-allocator/events.out.tfevents.*"))
+
+
+def test_the_log_has_what_every_update_came_to_the_last_included(finished: Path) -> None:
+    folder = finished / "stage-1-scaler"
+    log = EventAccumulator(str(folder))
+    log.Reload()
+    update = SCALER["n_envs"] * SCALER["n_steps"]
+    history = torch.load(folder / STATE_FILE, weights_only=True)["progress"]["history"]
+    judged = [(event.step, event.value) for event in log.Scalars("validation/score")]
+    assert judged == [(update * int(i), pytest.approx(score)) for i, score in history[1:]]
+    learnt = {tag: [event.step for event in log.Scalars(tag)] for tag in log.Tags()["scalars"]}
+    for tag in ("validation/gain", "train/value_loss", "train/approx_kl", "time/fps"):
+        assert learnt[tag] == [update, 2 * update], tag
 
 
 def test_the_checkpoint_can_be_evaluated(finished: Path) -> None:
@@ -226,54 +204,6 @@ def test_the_budget_drawn_is_relative_to_what_a_scenario_needs() -> None:
     assert held[1] == {name: gpus // 2 for name, gpus in held[0].items()}
 
 
-def test_a_config_may_be_another_one_with_changes(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
-    path = tmp_path / "other.yaml"
-    path.write_text(
-        yaml.safe_dump({"base": "base.yaml", "name": "o", "set": {"stages.0.steps": 7}})
-    )
-    changed = load_config(path, ("stages.0.odds=3",))
-    assert (changed.name, changed.stages[0].steps, changed.stages[0].odds) == ("o", 7, 3.0)
-    assert changed.stages[1] == tiny().stages[1]
-    path.write_text(yaml.safe_dump({"base": "base.yaml", "set": {"stages.9.steps": 7}}))
-    with pytest.raises(TrainingError, match=r"set\.stages\.9\.steps: there is no '9'"):
-        load_config(path)
-
-
-@pytest.mark.parametrize("path", sorted(Path("experiments/train").glob("*.yaml")), ids=str)
-def test_every_config_that_ships_is_valid(path: Path) -> None:
-    assert load_config(path).stages
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("nonsense=1", "nonsense: Extra inputs are not permitted"),
-        ("stages.0.ppo.gamma=2", r"stages\[0\].ppo.gamma: Input should be less than or equal to 1"),
-        ("stages.0.level=boss", r"stages\[0\].level"),
-        ("randomise.scenarios=[nowhere]", "scenarios: unknown 'nowhere'"),
-        ("randomise.needs={nowhere: 1.0}", "needs: unknown 'nowhere'"),
-        ("randomise.loads={steady-no-flap: 0.0}", "loads: .* not above 0"),
-        ("stages.1.per_day=2", "per_day: 2 needs paired: true"),
-        ("stages.0.ppo.batch=100000", "ppo.batch: 100000 is more than"),
-        ("stages.7.steps=1", "there is no '7' to go into"),
-        ("gamma", "not of the form field.field=value"),
-    ],
-)
-def test_a_wrong_config_is_refused_by_field(tmp_path: Path, change: str, message: str) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    with pytest.raises(TrainingError, match=message):
-        load_config(path, (change,))
-
-
-def test_a_stage_that_needs_an_allocator_says_so() -> None:
-    with pytest.raises(TrainingError, match="no allocator is trained before this stage"):
-        tiny(stages=[{**SCALER, "quotas": "learned"}, ALLOCATOR])
-    with pytest.raises(TrainingError, match="a checkpoint needs one that trains"):
-        tiny(stages=[SCALER])
-
-
 def test_a_folder_keeps_its_run(finished: Path, tmp_path: Path) -> None:
     before = weights(finished / "stage-1-scaler")
     with pytest.raises(TrainingError, match="continue it with --resume"):
@@ -341,52 +271,3 @@ def test_an_interrupt_keeps_every_finished_update(tmp_path: Path) -> None:
     assert process.wait(60) == 130, errors.read_text()
     saved = torch.load(state, weights_only=True)
     assert saved["progress"]["update"] >= 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["local", "ray"])
-def test_many_seeds_train_side_by_side(
-    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if backend == "ray":
-        pytest.importorskip("ray")
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "stages": [{**ALLOCATOR, "steps": 15}]}))
-    arguments = ["train", "--config", str(path), "--out", str(tmp_path / "out"), "--seeds", "2"]
-    done = CliRunner().invoke(app, [*arguments, "--backend", backend])
-    assert done.exit_code == 0, done.output
-    made = [load(tmp_path / "out" / f"seed-{seed}" / "checkpoint") for seed in range(2)]
-    assert [m.manifest.training["config"]["seed"] for m in made] == [0, 1]
-    alone = run(tiny(stages=[{**ALLOCATOR, "steps": 15}], seed=1, threads=1), tmp_path / "alone")
-    assert alone is not None
-    np.testing.assert_array_equal(load(alone).allocator.net, made[1].allocator.net)
-
-
-@pytest.mark.slow
-def test_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text(
-        yaml.safe_dump({**TINY, "stages": [{**ALLOCATOR, "steps": 15}]})
-    )
-    (tmp_path / "tune.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "base": "base.yaml",
-                "stage": 1,
-                "space": {"stages.0.ppo.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
-            }
-        )
-    )
-    arguments = ["tune", "--config", str(tmp_path / "tune.yaml"), "--out", str(tmp_path / "out")]
-    for trials in (1, 2):
-        done = CliRunner().invoke(app, [*arguments, "--trials", str(trials)])
-        assert done.exit_code == 0, done.output
-    assert "trial 1: gain" in done.output and "trial 0: gain" not in done.output
-
-
-def test_a_wrong_search_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "tune.yaml"
-    path.write_text(yaml.safe_dump({"base": "x.yaml", "stage": 1, "space": {"a": {"low": 1}}}))
-    done = CliRunner().invoke(app, ["tune", "--config", str(path), "--out", str(tmp_path / "o")])
-    assert done.exit_code == 2
-    assert "give low and high, or choices" in done.output

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.connection
-import os
 import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -28,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from agents._threads import one_thread_each
+from agents._workers import end_with_parent, one_thread_each
 from hrl_planner.errors import HrlPlannerError
 
 _POLL_S = 0.2
@@ -292,15 +290,7 @@ def _initialize(shares: Any) -> None:
     global _worker_shares
     _worker_shares = shares
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed cannot stop its workers; they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
+    end_with_parent()
 
 
 def _work(jobs: Jobs, store: CellStore, cell: Hashable, slot: int) -> tuple[str, str] | None:

@@ -123,7 +123,7 @@ class StageCallback(BaseCallback):
         self.logger.record("train/update", self.progress.update)
 
     def after_update(self) -> None:
-        """Count, validate where it is due, save."""
+        """Count, validate where it is due, log, save."""
         progress = self.progress
         progress.update += 1
         kept = self.stage.average
@@ -134,6 +134,7 @@ class StageCallback(BaseCallback):
         now_s = time.perf_counter()
         progress.wall_s += now_s - self._began_s
         self._began_s = now_s
+        self.model.dump_logs()
         self.save()
         self._on_update(progress, self.n_updates)
 

@@ -18,7 +18,7 @@ from hrl_planner.errors import TrainingError
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NetworkConfig(_Model):
@@ -182,7 +182,7 @@ class ValidationConfig(_Model):
 
     episodes: int = Field(24, ge=1)
     every: int = Field(10, ge=1, description="updates between two validations")
-    final: int = Field(96, ge=2, description="other days, for the scale of a trained residual")
+    final: int = Field(96, ge=2, description="days drawn anew, for the scale of a trained residual")
 
 
 class TrainConfig(_Model):

@@ -1,23 +1,39 @@
 """Where jobs run: processes of this machine, or a Ray cluster; one face for both.
 
-A job is a module-level function of plain arguments that returns something plain. Ray never touches
-the learner: it carries whole training runs to whatever machines it has, and needs a file system
-they share for the run folders.
+A job is a module-level function of plain arguments that returns something plain. One that raises,
+or whose process dies, fails alone: `result` says why, and the others go on. So every local job has
+a process of its own; a pool is lost as a whole with one worker that runs out of memory. Ray never
+touches the learner: it carries whole training runs to whatever machines it has, and needs a file
+system they share for the run folders.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
-from agents._threads import one_thread_each
-from hrl_planner.errors import TrainingError
+from agents._workers import end_with_parent, one_thread_each
+from hrl_planner.errors import HrlPlannerError, TrainingError
 
 BACKENDS = ("local", "ray")
+# Spawned: a fork after numba's threads have started does not survive.
+_SPAWN = multiprocessing.get_context("spawn")
+# An interpreter that has answered takes a moment to end; one that hangs then is not waited for.
+_LEAVE_S = 10.0
+
+
+class JobFailed(Exception):
+    """A job raised, or its process died: the message says which and why."""
 
 
 class Executor(Protocol):
@@ -32,10 +48,59 @@ class Executor(Protocol):
         """Return the handles of jobs that ended, after at most so long."""
 
     def result(self, handle: Any) -> Any:
-        """Return what a job that ended returned, or raise what it raised."""
+        """Return what a job that ended returned.
+
+        Raises:
+            JobFailed: there is nothing, and why.
+        """
 
     def close(self) -> None:
         """Stop everything."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a job came to.
+
+    Attributes:
+        value: what it returned.
+        failure: why it returned nothing; None where it did.
+    """
+
+    value: Any = None
+    failure: str | None = None
+
+    def unwrap(self) -> Any:
+        """Return the value, or raise JobFailed."""
+        if self.failure is not None:
+            raise JobFailed(self.failure)
+        return self.value
+
+
+def _attempt(job: Callable[..., Any], arguments: tuple[Any, ...]) -> _Answer:
+    """Do a job where it was carried to."""
+    try:
+        return _Answer(job(*arguments))
+    except HrlPlannerError as error:
+        return _Answer(failure=str(error))
+    except Exception as error:  # whatever it is, the other jobs must not be lost with it
+        traceback.print_exc()  # a fault of the program: the message does not say where
+        return _Answer(failure=f"{type(error).__name__}: {error}")
+
+
+@dataclass(eq=False)
+class _LocalJob:
+    """A job of this machine.
+
+    Attributes:
+        job: the function.
+        arguments: its arguments.
+        answer: None until it ended.
+    """
+
+    job: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    answer: _Answer | None = None
 
 
 class LocalExecutor:
@@ -48,30 +113,82 @@ class LocalExecutor:
     def __init__(self, width: int | None = None) -> None:
         """See the class."""
         self.width = width or len(os.sched_getaffinity(0))
-        with one_thread_each():
-            # Spawned: a fork after numba's threads have started does not survive.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.width, context, max_tasks_per_child=1)
+        self._waiting: deque[_LocalJob] = deque()
+        self._running: dict[Connection, tuple[_LocalJob, SpawnProcess]] = {}
 
-    def submit(self, job: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Begin a job."""
-        with one_thread_each():
-            return self._pool.submit(job, *arguments)
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> _LocalJob:
+        """Begin a job, now or as soon as a core is free and `finished` is asked."""
+        handle = _LocalJob(job, arguments)
+        self._waiting.append(handle)
+        self._start()
+        return handle
 
-    def finished(self, handles: Sequence[Future[Any]], timeout_s: float) -> list[Future[Any]]:
+    def finished(self, handles: Sequence[_LocalJob], timeout_s: float) -> list[_LocalJob]:
         """Return the jobs that ended."""
-        done, _ = wait(handles, timeout=timeout_s, return_when=FIRST_COMPLETED)
-        return [handle for handle in handles if handle in done]
+        if all(handle.answer is None for handle in handles):
+            for pipe in multiprocessing.connection.wait(list(self._running), timeout_s):
+                assert isinstance(pipe, Connection)
+                self._collect(pipe)
+            self._start()
+        return [handle for handle in handles if handle.answer is not None]
 
-    def result(self, handle: Future[Any]) -> Any:
+    def result(self, handle: _LocalJob) -> Any:
         """Return what a job returned."""
-        return handle.result()
+        assert handle.answer is not None
+        return handle.answer.unwrap()
 
     def close(self) -> None:
-        """Stop everything; runs are saved at every update."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
+        """Stop everything; runs are saved at every update, so that they may be killed."""
+        self._waiting.clear()
+        processes = [process for _, process in self._running.values() if process.pid is not None]
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+        for pipe in self._running:
+            pipe.close()
+        self._running.clear()
+
+    def _start(self) -> None:
+        """Give every free core a job."""
+        while self._waiting and len(self._running) < self.width:
+            handle = self._waiting.popleft()
+            here, there = _SPAWN.Pipe(duplex=False)
+            process = _SPAWN.Process(target=_work, args=(there, handle.job, handle.arguments))
+            # Noted before it starts: a Ctrl-C in between must not leave it to itself.
+            self._running[here] = (handle, process)
+            with one_thread_each():
+                process.start()
+            there.close()  # so that the pipe ends with the process
+
+    def _collect(self, pipe: Connection) -> None:
+        """Take a job's answer, or note that its process ended without one."""
+        handle, process = self._running.pop(pipe)
+        try:
+            answer = pipe.recv()
+        except (EOFError, OSError):
+            answer = None
+        pipe.close()
+        process.join(_LEAVE_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        handle.answer = answer or _Answer(failure=_last_words(process.exitcode))
+
+
+def _work(pipe: Connection, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Do a job in a process of its own, which leaves Ctrl-C to the parent and ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    pipe.send(_attempt(job, arguments))
+
+
+def _last_words(exitcode: int | None) -> str:
+    """Return how a process ended that did not answer."""
+    if exitcode is None or exitcode >= 0:
+        return f"its process ended with status {exitcode}"
+    guess = " (out of memory?)" if -exitcode == signal.SIGKILL else ""
+    return f"its process died of signal {-exitcode}, {signal.strsignal(-exitcode)}{guess}"
 
 
 class RayExecutor:
@@ -86,11 +203,11 @@ class RayExecutor:
             ray.init(log_to_driver=False, configure_logging=True, include_dashboard=False)
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.width = max(1, int(resources.get("CPU", 1)))
+        self._attempt = ray.remote(num_cpus=1, max_retries=0)(_attempt)
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> Any:
         """Begin a job."""
-        remote = self._ray.remote(num_cpus=1, max_retries=0)(job)
-        return remote.remote(*arguments)
+        return self._attempt.remote(job, arguments)
 
     def finished(self, handles: Sequence[Any], timeout_s: float) -> list[Any]:
         """Return the jobs that ended."""
@@ -99,7 +216,11 @@ class RayExecutor:
 
     def result(self, handle: Any) -> Any:
         """Return what a job returned."""
-        return self._ray.get(handle)
+        try:
+            answer: _Answer = self._ray.get(handle)
+        except self._ray.exceptions.RayError as error:
+            raise JobFailed(f"{type(error).__name__}: {error}") from error
+        return answer.unwrap()
 
     def close(self) -> None:
         """Leave the cluster; tasks of this driver end with it."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from agents.train.config import TrainConfig, parse
-from agents.train.executors import open_executor
-from hrl_planner.errors import HrlPlannerError, TrainingError
+from agents.train.executors import Executor, JobFailed, open_executor
+from hrl_planner.errors import TrainingError
 
 _POLL_S = 1.0
+_FAILED = "failed: "
 STATUS_FILE = "status.json"
 
 OnStatus = Callable[[int, dict[str, Any]], None]
@@ -46,9 +47,13 @@ def train_many(
         Per seed the checkpoint's folder, or what went wrong behind `failed: `.
 
     Raises:
-        TrainingError: a folder is taken and `resume` is not given; an unknown backend.
+        TrainingError: a folder is taken and `resume` is not given; an unknown backend; the config
+            names what there is not, see `agents.train.run.check`.
         KeyboardInterrupt: Ctrl-C; every run is saved at its last update.
     """
+    from agents.train.run import check  # which reads this module, and brings torch
+
+    check(config, folder)
     places = {seed: seed_folder(folder, seed) for seed in seeds}
     taken = [str(place) for place in places.values() if (place / "config.yaml").is_file()]
     if taken and not resume:
@@ -68,26 +73,30 @@ def train_many(
         while waiting:
             for handle in executor.finished(waiting, _POLL_S):
                 waiting.remove(handle)
-                outcomes[handles[handle]] = executor.result(handle)
+                outcomes[handles[handle]] = _outcome(executor, handle)
             for seed, place in places.items():
                 on_status(seed, read_status(place))
     return outcomes
 
 
-def train_one(data: dict[str, Any], folder: str) -> str:
-    """Train one run to its end; the job that executors carry.
+def failed(outcome: str) -> bool:
+    """Whether a run of `train_many` went wrong."""
+    return outcome.startswith(_FAILED)
 
-    Returns:
-        The checkpoint's folder, or `failed: ` and why.
-    """
+
+def train_one(data: dict[str, Any], folder: str) -> str:
+    """Train one run to its end and return the checkpoint's folder; the job executors carry."""
     from agents.train.run import train
 
+    config = parse(data, "training config")
+    return str(train(config, Path(folder), resume=True, on_progress=lambda *_: None))
+
+
+def _outcome(executor: Executor, handle: Any) -> str:
     try:
-        config = parse(data, "training config")
-        path = train(config, Path(folder), resume=True, on_progress=lambda *_: None)
-    except HrlPlannerError as error:
-        return f"failed: {error}"
-    return str(path)
+        return str(executor.result(handle))
+    except JobFailed as error:
+        return f"{_FAILED}{error}"
 
 
 def read_status(folder: Path) -> dict[str, Any]:

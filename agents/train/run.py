@@ -2,8 +2,10 @@
 
 out/train/<name>/
 config.yaml            what is trained; a folder belongs to one config
+status.json            how far it is
 stage-1-scaler/        state.pt (training continues from it), TensorBoard logs
-stage-2-allocator/     the same, and checkpoint/ for the stage behind it
+stage-2-allocator/     the same
+under-allocator/       checkpoint of the stages so far, for a scaler with `quotas: learned`
 stage-3-scaler/
 checkpoint/            the result
 """
@@ -12,7 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +49,21 @@ from agents.train.stage import (
 from agents.train.state import read_state, restore
 from agents.train.validation import judge
 from envs.vec_env import ClusterVecEnv
-from hrl_planner.errors import TrainingError
+from hrl_planner._spec_file import read_mapping
+from hrl_planner.errors import HrlPlannerError, TrainingError
 from hrl_planner.planner.network import Network, pack
+from hrl_planner.planner.policy import Policy, Replanner
+from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.scaler import BY_RULE, TO_QUOTA
+from hrl_planner.spec import ClusterSpec
+from hrl_planner.workload.scenarios import find_scenario
 
 Tensors = dict[str, NDArray[np.float32]]
 # Seeds of what happens before the first update, apart from those of all updates.
 _FEATURES_UPDATE, _CONSTANT_UPDATE = 2**31, 2**31 + 1
+_CONFIG_FILE = "config.yaml"
+# The shortest episode a config may ask for: enough to see whether a scenario fits a spec.
+_LEAST_S = 60.0
 
 
 @dataclass
@@ -103,9 +114,11 @@ def train(
         The checkpoint's folder; None where stages are left to train.
 
     Raises:
-        TrainingError: the folder holds another run, or one and `resume` is not given.
+        TrainingError: the folder holds another run, or one and `resume` is not given; the config
+            names what there is not, see `check`.
         KeyboardInterrupt: Ctrl-C; the last finished update is saved.
     """
+    check(config, folder)
     _open(config, folder, resume)
     numba.set_num_threads(min(config.threads, numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(1)
@@ -117,25 +130,85 @@ def train(
     return export.write(config, folder / "checkpoint", done)
 
 
+def check(config: TrainConfig, folder: Path) -> None:
+    """Refuse what would come out only after a folder was begun, which then belongs to the mistake.
+
+    Args:
+        config: the run.
+        folder: of the run, or one above it.
+
+    Raises:
+        TrainingError: naming the config, the field and the value.
+    """
+    with _field(config, "spec"):
+        spec = ClusterSpec.load(config.spec)
+    with _field(config, "randomise.scenarios"):
+        for name in config.randomise.scenarios:
+            find_scenario(name).build(spec, 0, _LEAST_S, config.randomise.load[0])
+    with _field(config, "prior"):
+        prior = make_policy(config.prior)
+        if any(stage.head == "terms" for stage in config.stages):
+            _check_replans(config.prior, prior)
+    for i, stage in enumerate(config.stages):
+        if stage.level == "scaler":
+            with _field(config, f"stages.{i}.quotas"):
+                _check_quotas(stage.quotas, folder)
+
+
+@contextmanager
+def _field(config: TrainConfig, field: str) -> Iterator[None]:
+    try:
+        yield
+    except HrlPlannerError as error:
+        raise TrainingError(f"training config {config.name}: {field}: {error}") from error
+
+
+def _check_replans(name: str, prior: Policy) -> None:
+    if not isinstance(prior, Replanner):
+        raise TrainingError(
+            f"{name} cannot plan again on other terms, which head: terms is about; lp can"
+        )
+
+
+def _check_quotas(quotas: str, folder: Path) -> None:
+    if quotas not in ("random", "learned"):
+        make_policy(quotas)
+    if quotas == "learned" and any(sign in str(folder) for sign in ",+"):
+        raise TrainingError(
+            f"learned names the run's folder in a policy, where ',' and '+' separate; choose an "
+            f"--out without them, got {str(folder)!r}"
+        )
+
+
 def _open(config: TrainConfig, folder: Path, resume: bool) -> None:
-    path = folder / "config.yaml"
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    path = folder / _CONFIG_FILE
+    whole = config.model_dump(mode="json")
     if path.is_file():
         if not resume:
             raise TrainingError(
                 f"training folder {folder}: holds a run already; continue it with --resume, or "
                 "choose another --out"
             )
-        if yaml.safe_load(path.read_text(encoding="utf-8")) != config.model_dump(mode="json"):
+        if read_mapping(path, "training config", TrainingError) != whole:
             raise TrainingError(
                 f"training folder {folder}: was begun with another config (see {path}); "
                 "choose another --out"
             )
         return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise TrainingError(f"training folder {folder}: is not empty and holds no config.yaml")
+    if folder.is_dir() and any(entry != _fresh(path) for entry in folder.iterdir()):
+        raise TrainingError(f"training folder {folder}: is not empty and holds no {path.name}")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    _write_whole(path, yaml.safe_dump(whole, sort_keys=False))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in place of what was there."""
+    _fresh(path).write_text(text, encoding="utf-8")
+    os.replace(_fresh(path), path)
+
+
+def _fresh(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def _prior_of(config: TrainConfig, folder: Path, stage: StageConfig, done: list[Trained]) -> str:
@@ -230,9 +303,7 @@ def _write_status(
         "best_score": progress.best_score,
         "prior_score": progress.prior_score,
     }
-    fresh = run / f".{STATUS_FILE}.new"
-    fresh.write_text(json.dumps(status), encoding="utf-8")
-    os.replace(fresh, run / STATUS_FILE)
+    _write_whole(run / STATUS_FILE, json.dumps(status))
 
 
 def _warm_start(policy: SetPolicy, stage: StageConfig, done: list[Trained]) -> bool:
@@ -279,8 +350,13 @@ def _first_judgement(policy: SetPolicy, validation: ClusterVecEnv) -> tuple[Prog
 
 
 def _learn(model: PPO, callback: StageCallback) -> None:
-    """Run the updates that are left; SB3 collects and learns, one update per call."""
+    """Run the updates that are left; SB3 collects and learns, one update per call.
+
+    SB3 would write the log between the two, so that what an update came to appeared with the next
+    one; the callback writes it once the update is judged.
+    """
     steps = callback.stage.n_envs * callback.stage.n_steps
     while callback.progress.update < callback.n_updates:
-        model.learn(steps, callback=callback, reset_num_timesteps=False, log_interval=1)
+        # None keeps SB3 from writing; its annotation knows numbers only.
+        model.learn(steps, callback=callback, reset_num_timesteps=False, log_interval=None)  # type: ignore[arg-type]
         callback.after_update()

@@ -3,12 +3,14 @@
 A tuning config names a training config, the stage that is judged, and a space: for each value of
 the config, by its path, a range or choices. Each trial is a training run in a folder of its own
 with its own seed; its value is the gain over action 0 on validation days. The study is a file, so
-that a search can be stopped, resumed and joined by more machines.
+that a search can be stopped and resumed; one call at a time works on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +18,41 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from agents.train.config import TrainConfig, load_config
-from agents.train.executors import open_executor
+from agents.train.config import TrainConfig, load_config, parse
+from agents.train.executors import Executor, JobFailed, open_executor
+from agents.train.many import read_status
+from agents.train.run import check, train
 from hrl_planner._spec_file import describe, read_mapping
-from hrl_planner.errors import HrlPlannerError, TrainingError
+from hrl_planner.errors import TrainingError
 
 _POLL_S = 1.0
+FAILURE = "failure"
+"""Attribute of a trial that failed: why."""
+_ABANDONED = "abandoned"
+
+OnTrial = Callable[[optuna.Study, int], None]
+"""Told the study and the number of a trial that ended."""
 
 
 class Dimension(BaseModel):
     """Values one path may take: choices, or a range."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: float | int | None = None
     high: float | int | None = None
     log: bool = False
-    choices: tuple[Any, ...] | None = None
+    choices: tuple[Any, ...] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Dimension:
-        ranged = self.low is not None and self.high is not None
-        if ranged == (self.choices is not None):
+        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        if len(bounds) != (2 if self.choices is None else 0):
             raise ValueError("give low and high, or choices")
+        if bounds != sorted(bounds):
+            raise ValueError(f"low: {self.low} is above high, {self.high}")
+        if self.log and not (bounds and bounds[0] > 0):
+            raise ValueError(f"log: needs a range above 0, got low {self.low}")
         return self
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
@@ -66,7 +80,7 @@ class TuneConfig(BaseModel):
     base: Path
     stage: int = Field(ge=1)
     space: dict[str, Dimension] = Field(min_length=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 def load_tuning(path: Path) -> TuneConfig:
@@ -80,7 +94,34 @@ def load_tuning(path: Path) -> TuneConfig:
         config = TuneConfig.model_validate(data)
     except ValidationError as error:
         raise TrainingError(describe(error, str(path))) from error
-    return config.model_copy(update={"base": path.parent / config.base})
+    config = config.model_copy(update={"base": path.parent / config.base})
+    _check_against_base(config, path)
+    return config
+
+
+def _check_against_base(config: TuneConfig, path: Path) -> None:
+    """Refuse what would make every trial fail."""
+    base = load_config(config.base)
+    if config.stage > len(base.stages):
+        raise TrainingError(
+            f"{path}: stage: {config.base} has no more than {len(base.stages)}, got {config.stage}"
+        )
+    for name in config.space:
+        if not _exists(base, name):
+            raise TrainingError(f"{path}: space: {config.base} has no field {name!r}")
+
+
+def _exists(place: Any, path: str) -> bool:
+    for name in path.split("."):
+        if isinstance(place, BaseModel) and name in type(place).model_fields:
+            place = getattr(place, name)
+        elif isinstance(place, tuple) and name.isdigit() and int(name) < len(place):
+            place = place[int(name)]
+        elif isinstance(place, dict):  # of names that are the user's
+            place = place.get(name)
+        else:
+            return False
+    return True
 
 
 def open_study(config: TuneConfig, folder: Path) -> optuna.Study:
@@ -88,71 +129,76 @@ def open_study(config: TuneConfig, folder: Path) -> optuna.Study:
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
-    return optuna.create_study(
-        study_name="tune",
-        storage=storage,
-        sampler=optuna.samplers.TPESampler(seed=config.seed),
-        direction="maximize",
-        load_if_exists=True,
+    study = optuna.create_study(
+        study_name="tune", storage=storage, direction="maximize", load_if_exists=True
     )
+    # Were it the same at every call, each would begin with the random points of the first.
+    seed = config.seed + len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(seed=seed)
+    return study
 
 
 def tune(
-    config: TuneConfig,
-    folder: Path,
-    *,
-    trials: int,
-    backend: str,
-    on_trial: Callable[[optuna.Study, int], None],
+    config: TuneConfig, folder: Path, *, trials: int, backend: str, on_trial: OnTrial
 ) -> optuna.Study:
     """Run trials until the study has so many that ended.
+
+    A trial that fails, or whose values do not go together, counts as one that ended; one that was
+    under way when an earlier call was stopped does not.
 
     Args:
         config: the search.
         folder: of the study and its runs.
         trials: in all, those of earlier calls included.
         backend: `local` or `ray`.
-        on_trial: told the study and the number of every trial that ended.
+        on_trial: told of every trial that ended.
+
+    Raises:
+        TrainingError: another call works on the study; the base config names what there is not,
+            see `agents.train.run.check`; an unknown backend.
+        KeyboardInterrupt: Ctrl-C; trials that ended are kept.
     """
-    study = open_study(config, folder)
-    _abandon_orphans(study)
-    with open_executor(backend) as executor:
+    check(load_config(config.base), folder)
+    with _alone(folder), open_executor(backend) as executor:
+        study = open_study(config, folder)
+        _abandon_orphans(study)
         running: dict[Any, optuna.Trial] = {}
         while True:
-            ended = len(_ended(study))
-            while len(running) < executor.width and ended + len(running) < trials:
+            while len(running) < executor.width and _ended(study) + len(running) < trials:
                 trial = study.ask()
-                settings = _settings(config, trial)
+                try:
+                    settings = _settings(config, trial)
+                except TrainingError as error:
+                    _tell(study, trial, error, on_trial)
+                    continue
                 place = folder / f"trial-{trial.number}"
                 job = executor.submit(judge_one, settings.model_dump(), config.stage, str(place))
                 running[job] = trial
             if not running:
                 return study
-            for handle in executor.finished(list(running), _POLL_S):
-                trial = running.pop(handle)
-                value = executor.result(handle)
-                if isinstance(value, str):
-                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                    trial.set_user_attr("failure", value)
-                else:
-                    study.tell(trial, value)
-                on_trial(study, trial.number)
+            for job in executor.finished(list(running), _POLL_S):
+                _tell(study, running.pop(job), _outcome(executor, job), on_trial)
 
 
-def judge_one(data: dict[str, Any], stage: int, folder: str) -> float | str:
-    """Train up to a stage and return its gain on validation days, or why there is none."""
-    from agents.train.config import parse
-    from agents.train.many import read_status
-    from agents.train.run import train
-
-    try:
-        train(
-            parse(data, "trial"), Path(folder), resume=True, on_progress=lambda *_: None, only=stage
-        )
-    except HrlPlannerError as error:
-        return str(error)
+def judge_one(data: dict[str, Any], stage: int, folder: str) -> float:
+    """Train up to a stage and return its gain on validation days; the job executors carry."""
+    train(parse(data, "trial"), Path(folder), resume=True, on_progress=lambda *_: None, only=stage)
     status = read_status(Path(folder))
     return float(status["best_score"]) - float(status["prior_score"])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the study: whoever opens it takes trials under way for those of a call that is gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "study.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"study {folder}: another call searches in it; wait for it, or choose another --out"
+            ) from error
+        yield
 
 
 def _settings(config: TuneConfig, trial: optuna.Trial) -> TrainConfig:
@@ -160,12 +206,37 @@ def _settings(config: TuneConfig, trial: optuna.Trial) -> TrainConfig:
     return load_config(config.base, (*changes, f"seed={trial.number}", "threads=1"))
 
 
-def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+def _outcome(executor: Executor, job: Any) -> float | JobFailed:
+    try:
+        return float(executor.result(job))
+    except JobFailed as error:
+        return error
+
+
+def _tell(
+    study: optuna.Study, trial: optuna.Trial, outcome: float | Exception, on_trial: OnTrial
+) -> None:
+    """Keep what a trial came to."""
+    if isinstance(outcome, Exception):
+        trial.set_user_attr(FAILURE, str(outcome))  # first: what has ended cannot be changed
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    else:
+        study.tell(trial, outcome)
+    on_trial(study, trial.number)
+
+
+def _ended(study: optuna.Study) -> int:
+    """Return how many trials ended, those without a result included."""
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    return study.get_trials(deepcopy=False, states=states)
+    abandoned = study.user_attrs.get(_ABANDONED, [])
+    trials = study.get_trials(deepcopy=False, states=states)
+    return sum(trial.number not in abandoned for trial in trials)
 
 
 def _abandon_orphans(study: optuna.Study) -> None:
     """Trials that ran when an earlier call was stopped will never answer."""
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+    orphans = [trial.number for trial in running]
+    study.set_user_attr(_ABANDONED, [*study.user_attrs.get(_ABANDONED, []), *orphans])
+    for number in orphans:
+        study.tell(number, state=optuna.trial.TrialState.FAIL)

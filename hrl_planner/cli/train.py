@@ -54,6 +54,8 @@ def train(
     if seed is not None:
         changes = (*changes, f"seed={seed}")
     settings = load_config(config, changes)
+    if seeds is not None and seed is not None:
+        raise TrainingError("--seed: many runs have seeds 0 to N-1; leave out --seed or --seeds")
     if seeds is not None and stage is not None:
         raise TrainingError("--stage: many seeds are trained whole; leave out --stage or --seeds")
     if seeds is None and backend != "local":
@@ -77,7 +79,7 @@ def train(
 
 
 def _many(settings: TrainConfig, out: Path | None, seeds: int, backend: str, resume: bool) -> None:
-    from agents.train.many import train_many
+    from agents.train.many import failed, train_many
 
     folder = out or Path("out/train") / settings.name
     with _bar() as bar:
@@ -100,7 +102,7 @@ def _many(settings: TrainConfig, out: Path | None, seeds: int, backend: str, res
         )
     for seed, outcome in sorted(outcomes.items()):
         typer.echo(f"seed {seed}: {outcome}")
-    if any(outcome.startswith("failed") for outcome in outcomes.values()):
+    if any(failed(outcome) for outcome in outcomes.values()):
         raise typer.Exit(1)
 
 

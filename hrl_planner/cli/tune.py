@@ -23,15 +23,20 @@ def tune(
     from rich.console import Console
     from rich.table import Table
 
-    from agents.train.tune import load_tuning
+    from agents.train.tune import FAILURE, load_tuning
     from agents.train.tune import tune as search
 
     console = Console()
 
     def on_trial(study: Any, number: int) -> None:
         trial = study.trials[number]
-        value = "failed" if trial.value is None else f"{trial.value:+.4f}"
-        console.print(f"trial {number}: gain {value}  {trial.params}")
+        outcome = (
+            f"failed: {trial.user_attrs.get(FAILURE)}"
+            if trial.value is None
+            else f"gain {trial.value:+.4f}"
+        )
+        # No markup: a message may hold brackets.
+        console.print(f"trial {number}: {outcome}  {trial.params}", markup=False)
 
     study = search(load_tuning(config), out, trials=trials, backend=backend, on_trial=on_trial)
     done = [trial for trial in study.trials if trial.value is not None]

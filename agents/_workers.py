@@ -1,8 +1,11 @@
-"""One thread per process, where parallelism comes from many processes."""
+"""What worker processes need: one thread per library each, and an end when their parent ends."""
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,3 +25,15 @@ def one_thread_each() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def end_with_parent() -> None:
+    """End this process when the one that spawned it is gone: killed, it cannot stop its workers."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
