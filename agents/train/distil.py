@@ -6,6 +6,9 @@ Rusu et al., arXiv 1511.06295) on the states it meets itself (DAgger, Ross et al
 every round it plays training days, the teachers say what they would answer, and it is fitted to all
 rounds so far. It is as large as one of them, and its answers are scaled like theirs were, on
 validation days (`agents.train.shrink`).
+
+A third of the clusters it plays have more GPUs than any the teachers were trained with. What those
+would say there nobody has tried, and the student is taught action 0: the planner without learning.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ _BATCH = 512
 _LEARNING_RATE = 2e-3
 _STREAM = 2**31 + 2  # of training days, apart from those of any stage
 _HEADS = ("terms", "residual", "flat")
+# Clusters beyond the teachers' training: budgets from its most generous to so many times that, and
+# loads down to so small a part of its lightest.
+_AMPLE, _LIGHT = 4.0, 0.25
 
 OnRound = Callable[[int, float], None]
 """Told the round, from 1, and the share of the teachers' mean square the student misses there."""
@@ -83,8 +89,21 @@ class Teachers:
             )
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Clusters to play on, and who says what is right there.
+
+    Attributes:
+        env: the clusters.
+        teachers: None where action 0 is.
+    """
+
+    env: ClusterVecEnv
+    teachers: Teachers | None
+
+
 class States:
-    """Observations and what the teachers answer there, growing from round to round."""
+    """Observations and what is right there, growing from round to round."""
 
     def __init__(self) -> None:
         """See the class."""
@@ -155,27 +174,30 @@ def distil(
     torch.manual_seed(seed)
     level = make_level(stage, config.prior, teachers[0].scaler)
     env = make_env(config, level, stage.n_envs, future=False, validation=False)
+    n_ample = max(stage.n_envs // 2, 1)
+    ample = make_env(_ample(config), level, n_ample, future=False, validation=False)
     student = _student(stage, env, teachers)
-    missed = _learn(
-        student, Teachers(teachers, _head(student)), env, config, stage, rounds, on_round
-    )
-    env.close()
+    lessons = [Lesson(env, Teachers(teachers, _head(student))), Lesson(ample, None)]
+    missed = _learn(student, lessons, config, stage, rounds, on_round)
+    for lesson in lessons:
+        lesson.env.close()
     many = make_env(config, level, config.validation.final, future=False, validation=True)
     kept, shrunk = shrink(many, student, student.export())
     many.close()
+    training = {
+        "config": config.model_dump(mode="json"),
+        "teachers": [_origin(teacher) for teacher in teachers],
+        "rounds": rounds,
+        "states": rounds * sum(lesson.env.num_envs for lesson in lessons) * stage.n_steps,
+    }
+    metrics = {"missed": missed} | {f"final_{k}": float(v) for k, v in vars(shrunk).items()}
     made = manifest.model_copy(
         update={
             "name": name,
             "ranges": _all_ranges([teacher.manifest.ranges for teacher in teachers]),
             "reward_normaliser": None,
-            "training": {
-                "config": config.model_dump(mode="json"),
-                "teachers": [_origin(teacher) for teacher in teachers],
-                "rounds": rounds,
-                "states": rounds * stage.n_envs * stage.n_steps,
-            },
-            "metrics": {"missed": round(missed, 6)}
-            | {f"final_{key}": round(float(value), 5) for key, value in vars(shrunk).items()},
+            "training": training,
+            "metrics": {key: round(value, 5) for key, value in metrics.items()},
             "git_revision": export.git_revision(),
             "versions": {package: version(package) for package in manifest.versions},
         }
@@ -214,42 +236,51 @@ def _head(student: SetPolicy) -> ResidualHead:
     return student.head
 
 
+def _ample(config: TrainConfig) -> TrainConfig:
+    """Return the same training on clusters with more GPUs for what they serve."""
+    randomise = config.randomise
+    most = randomise.tightness[1]
+    beyond = {
+        "tightness": (most, _AMPLE * most),
+        "load": (_LIGHT * randomise.load[0], randomise.load[1]),
+    }
+    return config.model_copy(update={"randomise": randomise.model_copy(update=beyond)})
+
+
 def _learn(
     student: SetPolicy,
-    teachers: Teachers,
-    env: ClusterVecEnv,
+    lessons: Sequence[Lesson],
     config: TrainConfig,
     stage: StageConfig,
     rounds: int,
     on_round: OnRound,
 ) -> float:
-    """Play and fit, round by round; returns what is missed on the last round's states."""
+    """Play and fit, round by round; returns what is missed of the teachers' in the last round."""
     states = States()
     optimiser = torch.optim.Adam(student.actor.parameters(), lr=_LEARNING_RATE)
     missed = 1.0
     for number in range(1, rounds + 1):
         first = len(states.observations)
-        _play(student, teachers, env, stage.n_steps, update_seed(config, _STREAM, number), states)
+        for lesson in lessons:
+            _play(student, lesson, stage.n_steps, update_seed(config, _STREAM, number), states)
         missed = _missed(student, states.observations[first:], states.answers[first:])
         on_round(number, missed)
         _fit(student, optimiser, states, last=number == rounds)
     return missed
 
 
-def _play(
-    student: SetPolicy,
-    teachers: Teachers,
-    env: ClusterVecEnv,
-    n_steps: int,
-    seed: int,
-    states: States,
-) -> None:
+def _play(student: SetPolicy, lesson: Lesson, n_steps: int, seed: int, states: States) -> None:
+    env = lesson.env
     env.seed(seed)
     observations = torch.from_numpy(np.asarray(env.reset(), np.float32))
     for _ in range(n_steps):
-        states.add(observations, teachers.answer(take_apart(observations, env.layout)))
         with torch.no_grad():
             actions = student._predict(observations, True).numpy()
+            own = _answers(student, observations)
+        right = torch.zeros_like(own)
+        if lesson.teachers is not None:
+            right = lesson.teachers.answer(take_apart(observations, env.layout))
+        states.add(observations, right)
         observations = torch.from_numpy(np.asarray(env.step(actions)[0], np.float32))
 
 

@@ -143,7 +143,8 @@ def _card(config: TrainConfig, manifest: Manifest, done: list[Trained]) -> str:
         f"The allocator's actions were then scaled by {t.shrunk.scale:g}: on "
         f"{config.validation.final} validation\n"
         f"days that chose nothing else they gain {t.shrunk.gain:+.4f} (standard error "
-        f"{t.shrunk.error:.4f}) in\nscore, {t.shrunk.attained:+.4f} in value attained, over action 0.\n"
+        f"{t.shrunk.error:.4f})\nin score, {t.shrunk.attained:+.4f} in value attained, over action "
+        "0.\n"
         for t in done
         if t.shrunk is not None
     )
