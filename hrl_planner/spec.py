@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hrl_planner._spec_file import describe, find_spec, read_spec_file, shipped_specs
 from hrl_planner.errors import ProfileError, SpecError
@@ -36,6 +36,9 @@ __all__ = [
 ]
 
 Role = Literal["prefill", "decode", "aggregated"]
+
+_SHORTEST_S = 0.1  # of what a clock may tick: planners decide and pages are read in some 10 ms
+_MOST_SCRAPES = 10_000  # kept at a time: a simulated pool takes 1 kB for each
 
 
 class _Model(BaseModel):
@@ -198,12 +201,26 @@ class IntervalSpec(_Model):
     scrape_lag_s: float = Field(2.0, ge=0)
     window_s: float = Field(60.0, gt=0)
 
+    # Not as bounds of the fields: those are part of the resource definitions, and with a tighter
+    # one the API server would no longer let planners write to groups it has.
+    @field_validator("local_s", "scrape_s")
+    @classmethod
+    def _ticks(cls, interval_s: float) -> float:
+        if interval_s < _SHORTEST_S:
+            raise ValueError(f"must be at least {_SHORTEST_S} s")
+        return interval_s
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.global_s < self.local_s:
             raise ValueError(f"global_s {self.global_s} is shorter than local_s {self.local_s}")
         if self.window_s < self.scrape_s:
             raise ValueError(f"window_s {self.window_s} is shorter than scrape_s {self.scrape_s}")
+        if self.window_s + self.scrape_lag_s > _MOST_SCRAPES * self.scrape_s:
+            raise ValueError(
+                f"window_s {self.window_s} and scrape_lag_s {self.scrape_lag_s} hold more than "
+                f"{_MOST_SCRAPES} scrapes, one every scrape_s {self.scrape_s}"
+            )
         return self
 
 

@@ -127,6 +127,10 @@ def test_profile_import_writes_a_profile_and_says_what_it_assumed(tmp_path: Path
         (("simulate", "--spec", "small", "--scenario", "nope"), "nope"),
         (("simulate", "--spec", "small", "--trace", "/nowhere.csv"), "/nowhere.csv"),
         (("trace", "show", "/nowhere.csv"), "/nowhere.csv"),
+        *(
+            (("trace", "generate", "sinusoid", "x.csv", "--period", period), f"--period {seconds}")
+            for period, seconds in (("0", "0.0"), ("-5", "-5.0"), ("nan", "nan"), ("inf", "inf"))
+        ),
         (("profile", "show"), "Missing argument"),
         (("profile", "shwo"), "No such command 'shwo'"),
         (("--nope",), "No such option"),

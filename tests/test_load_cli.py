@@ -83,6 +83,12 @@ def test_a_trace_file_gets_the_classes_of_a_spec(tmp_path: Path) -> None:
         (("http://127.0.0.1:9", "--model", "m", "--speed", "0"), "speed 0"),
         (("http://127.0.0.1:9", "--model", "m", "--prompt", "ids", "--api", "chat"), "token ids"),
         (("http://127.0.0.1:9", "--model", "m", "--header", "x"), "Name: value"),
+        (("http://127.0.0.1:9", "--rate", "inf"), "rate inf"),
+        (("http://127.0.0.1:9", "--rate", "1e12"), "6e+13 requests, at most 50000000"),
+        (("http://127.0.0.1:9", "--rate", "1", "--isl", "3000000000"), "isl 3000000000: at most"),
+        (("http://127.0.0.1:9", "--rate", "1", "--osl", "3000000000"), "osl 3000000000: at most"),
+        (("http://127.0.0.1:9", "--model", "m", "--vocabulary", "999"), "vocabulary 999: 1000 to"),
+        (("http://127.0.0.1:9", "--model", "m", "--vocabulary", "9999999"), "vocabulary 9999999"),
         (("http://127.0.0.1:9", "--scenario", "nope"), "unknown scenario"),
         (("http://127.0.0.1:9", "--scenario", "diurnal-mix", "--trace", "x"), "not both"),
     ],
@@ -91,6 +97,14 @@ def test_what_cannot_be_done_is_said_in_one_line(words: tuple[str, ...], message
     code, _, stderr = run(*words)
     assert code == 2
     assert message in " ".join(stderr.split())
+
+
+@pytest.mark.parametrize("loop", [("--rate", "1"), ("--concurrency", "1")])
+@pytest.mark.parametrize("duration", ["-1", "0", "nan", "inf"])
+def test_a_run_lasts_for_a_time_there_can_be(loop: tuple[str, ...], duration: str) -> None:
+    code, _, stderr = run("http://127.0.0.1:9", "--model", "m", *loop, "--duration", duration)
+    assert code == 2
+    assert stderr == f"error: duration {float(duration)}: a finite number above 0\n"
 
 
 def test_ctrl_c_keeps_what_was_measured() -> None:

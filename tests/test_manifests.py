@@ -227,6 +227,39 @@ def test_names_that_kubernetes_does_not_take_are_refused_with_the_field() -> Non
         installation(targets={"nobody": ScaleTargetRef(kind="Deployment", name="x")})
 
 
+@pytest.mark.parametrize("namespace", ["", "Bad Name", "-a", "a-", "a.b", "ü", "a" * 64])
+def test_a_namespace_that_cannot_be_is_refused(namespace: str) -> None:
+    with pytest.raises(ManifestError, match=f"namespace: {namespace!r}"):
+        Installation(SPEC, namespace)
+
+
+@pytest.mark.parametrize("namespace", ["llm", "1", "9-lives", "a" * 63])
+def test_a_namespace_is_a_label_of_dns(namespace: str) -> None:
+    assert Installation(SPEC, namespace).namespace == namespace
+
+
+@pytest.mark.parametrize("option", ["--image", "--router-image"])
+@pytest.mark.parametrize("image", ["", "two words"])
+def test_an_image_without_a_name_is_refused(tmp_path: Path, option: str, image: str) -> None:
+    from hrl_planner.cli import app
+
+    done = CliRunner().invoke(app, ["manifests", "small", "--out", str(tmp_path), option, image])
+    assert done.exit_code == 2
+    assert f"{option.removeprefix('--')}: {image!r} names no image" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_leaves_no_choice_of_targets(tmp_path: Path) -> None:
+    from hrl_planner.cli import app
+
+    target = "prefill-h100=apps/v1/Deployment/x"
+    words = ["manifests", "small", "--out", str(tmp_path), "--as-dgd", "--target", target]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert f"--target: {target!r} cannot be with --as-dgd" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_writes_the_tree_with_the_images_and_targets_it_is_told(
     tmp_path: Path,
 ) -> None:

@@ -103,6 +103,15 @@ flows:
     ("text", "message"),
     [
         ("workers: [{name: a, pool: x, address: nowhere}]", "workers[0].address: .* got 'nowhere'"),
+        (
+            "workers: [{name: a, pool: x, address: 'h:99999'}]",
+            "workers[0].address: .* got 'h:99999'",
+        ),
+        ("workers: [{name: a, pool: x, address: 'h:0'}]", "workers[0].address: .* got 'h:0'"),
+        (
+            "workers: [{name: a, pool: x, address: 'h:1', bootstrap: 'h:70000'}]",
+            "workers[0].bootstrap: .* got 'h:70000'",
+        ),
         ("workers: [{name: a, pool: x, adress: 'h:1'}]", "workers[0].adress: Extra inputs"),
         ("workers: [{name: a, pool: x, address: 'h:1', engine: tgi}]", "workers[0].engine: "),
         (

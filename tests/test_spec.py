@@ -168,6 +168,10 @@ def test_a_spec_is_frozen(data: dict[str, Any]) -> None:
         ("slo_classes", [], "slo_classes: "),
         ("intervals.global_s", 5, "global_s 5.0 is shorter than local_s 10.0"),
         ("intervals.window_s", 1, "window_s 1.0 is shorter than scrape_s"),
+        ("intervals.local_s", 1e-9, r"intervals.local_s: must be at least 0.1 s, got 1e-09"),
+        ("intervals.scrape_s", 0.09, r"intervals.scrape_s: must be at least 0.1 s, got 0.09"),
+        ("intervals.window_s", 1e9, "window_s 1000000000.0 .* more than 10000 scrapes"),
+        ("intervals.scrape_lag_s", 1e9, "scrape_lag_s 1000000000.0 hold more than 10000 scrapes"),
         ("router.kind", "random", "router.kind: "),
         ("router.kind", "static_grid", "router.prefill_grid: kind static_grid needs it"),
         ("router.prefill_grid", {"pools": [["decode"]]}, "'decode' is not a pool that can prefill"),
@@ -180,6 +184,11 @@ def test_a_spec_is_frozen(data: dict[str, Any]) -> None:
 def test_what_is_wrong_is_named(data: dict[str, Any], path: str, value: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         ClusterSpec.from_dict(changed(data, path, value), where="my.yaml")
+
+
+def test_clocks_may_tick_ten_times_a_second(data: dict[str, Any]) -> None:
+    changed(data, "intervals", {"local_s": 0.1, "scrape_s": 0.1})
+    assert ClusterSpec.from_dict(data).intervals.window_s == 60.0
 
 
 def test_initial_replicas_must_fit_the_budget_too(data: dict[str, Any]) -> None:

@@ -31,13 +31,16 @@ def test_a_spec_without_a_file_is_told_how_to_get_one() -> None:
         ("parameters: {upp: 1}", "upp"),
         ("parameters: {up: high}", "up: 'high' is not a number"),
         ("nothing: 1", "parameters: missing"),
-        ("a: [", "cannot be read"),
+        ("a: [", "not valid YAML"),
+        ("- up", "this is list"),
+        ("parameters: {up: 1, up: 2}", "'up' appears twice"),
+        ("parameters: \xff", "cannot be read"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "tuned.yaml"
-    file.write_text(text)
-    with pytest.raises(PolicyError, match=message):
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(PolicyError, match=f"{file}.*{message}"):
         make_policy(f"thresholds:file={file}")
 
 

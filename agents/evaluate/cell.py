@@ -11,6 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 import agents.peers  # noqa: F401  (registers policies)
 from agents.bounds import find_transform, relax
 from agents.evaluate import curves, metrics
@@ -28,6 +31,9 @@ from hrl_planner.workload.scenarios import ScenarioCase
 OnProgress = Callable[[Simulation], None]
 
 _WARM_UP_S = 30.0
+
+# To reset one of these is to search in the simulator, or to start processes.
+_SLOW_TO_RESET = {"best-static", "lp-lookahead", "dynamo"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +87,7 @@ def run_case(
         case = relax(case, without)
     policy = make_policy(policy_text)
     simulation = Simulation(case.actual, case.trace, seed=seed, events=case.events)
-    blind = (e.pool for e in case.events if e.kind == "blind_profile" and e.pool is not None)
-    policy.reset(
-        PlanContext(
-            spec=case.spec,
-            seed=seed,
-            trace=case.trace,
-            class_id=simulation.class_id,
-            blind_pools=frozenset(case.spec.pool_index(pool) for pool in blind),
-            events=tuple(case.events),
-        )
-    )
+    policy.reset(_context(case, seed, simulation.class_id))
     loop.run(
         simulation,
         policy,
@@ -100,6 +96,19 @@ def run_case(
     )
     simulation.finish(grace_s)
     return Run(asked, simulation.result(), time.perf_counter() - started)
+
+
+def _context(case: ScenarioCase, seed: int, class_id: NDArray[np.int16]) -> PlanContext:
+    """Return what a policy is told of a case."""
+    blind = (e.pool for e in case.events if e.kind == "blind_profile" and e.pool is not None)
+    return PlanContext(
+        spec=case.spec,
+        seed=seed,
+        trace=case.trace,
+        class_id=class_id,
+        blind_pools=frozenset(case.spec.pool_index(pool) for pool in blind),
+        events=tuple(case.events),
+    )
 
 
 def run_cell(config: EvaluationConfig, cell: Cell, on_share: Callable[[float], None]) -> CellData:
@@ -155,7 +164,8 @@ def check(config: EvaluationConfig) -> None:
     """Find what is wrong with a configuration before hours are spent on it.
 
     Raises:
-        HrlPlannerError: a policy, scenario or trace that does not exist or does not fit the spec.
+        HrlPlannerError: a policy, scenario or trace that does not exist or does not fit the spec,
+            or a policy that lacks a file for it.
     """
     for policy in config.policies:
         check_policy(policy)
@@ -166,4 +176,16 @@ def check(config: EvaluationConfig) -> None:
         raise SpecError(f"two workloads share a name: {', '.join(labels)}")
     for workload in config.workloads:
         case = load_case(workload, config.spec, 0, load=config.load, until_s=config.until_s)
-        assign_classes(case.trace, case.spec, 0)
+        class_id = assign_classes(case.trace, case.spec, 0)
+        for policy in config.policies:
+            _check_policy_on(case, policy, class_id)
+
+
+def _check_policy_on(case: ScenarioCase, text: str, class_id: NDArray[np.int16]) -> None:
+    """Find out whether a policy has what it needs for a cluster: a checkpoint, thresholds."""
+    text, without = split_policy(text)
+    if {level.partition(":")[0] for level in text.split("+")} & _SLOW_TO_RESET:
+        return
+    if without is not None:
+        case = relax(case, without)
+    make_policy(text).reset(_context(case, 0, class_id))

@@ -1,8 +1,10 @@
 """What an evaluation consists of: one spec, workloads, policies, and how many seeds.
 
-A *cell* is one run: one policy on one workload under one seed. The fingerprint covers what a
-finished cell depends on besides its own key, so more seeds, policies or workloads can be added
-to an output folder later, while a changed spec or changed simulator code cannot slip in unseen.
+A *cell* is one run: one policy on one workload under one seed. Its key holds the policy with the
+content of the files it names: a checkpoint that was trained again is another policy. The
+fingerprint covers what a finished cell depends on besides its own key, so more seeds, policies or
+workloads can be added to an output folder later, while a changed spec or changed simulator code
+cannot slip in unseen.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ _SOURCES = (
     "envs/**/*.py",
     "agents/bounds/*.py",
     "agents/evaluate/metrics.py",
+    # Data that policies and clusters find by name, so that no key of a run has its content.
+    "hrl_planner/checkpoints/*/manifest.yaml",
+    "hrl_planner/checkpoints/*/*.safetensors",
+    "hrl_planner/planner/tuned/*.yaml",
+    "hrl_planner/profiles/*.npz",
 )
 _NOT_SOURCES = (
     "envs/viewer",
@@ -45,16 +52,24 @@ _NOT_SOURCES = (
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run: a policy on a workload under a seed."""
+    """One run: a policy on a workload under a seed.
+
+    Attributes:
+        workload: what it runs on.
+        policy: as the registry spells it.
+        seed: of the run.
+        policy_key: the policy with the content of its files, see `policy_key`.
+    """
 
     workload: Workload
     policy: str
     seed: int
+    policy_key: str
 
     @property
     def name(self) -> str:
         """Unique and safe as a file name; readable first, then a hash of the exact key."""
-        key = f"{self.workload.kind}|{self.workload.name}|{self.policy}"
+        key = f"{self.workload.kind}|{self.workload.name}|{self.policy_key}"
         readable = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{self.workload.label}__{self.policy}")[:80]
         return f"{readable}__{hashlib.sha256(key.encode()).hexdigest()[:8]}__seed-{self.seed:04d}"
 
@@ -86,8 +101,9 @@ class EvaluationConfig:
 
     def cells(self) -> list[Cell]:
         """All runs; seeds outermost, so that what is done first can be compared first."""
+        keys = {policy: policy_key(policy) for policy in self.policies}
         return [
-            Cell(workload, policy, seed)
+            Cell(workload, policy, seed, keys[policy])
             for seed in range(self.seeds)
             for workload in self.workloads
             for policy in self.policies
@@ -117,8 +133,27 @@ class EvaluationConfig:
         }
 
 
+def policy_key(text: str) -> str:
+    """The policy with the content of every file and folder that its parameters name."""
+    from agents.evaluate.cell import split_policy
+
+    on_its_cluster, _ = split_policy(text)
+    parts = on_its_cluster.split("+")
+    words = [word.partition("=")[2] for part in parts for word in part.split(",")]
+    contents = hashlib.sha256()
+    for path in (Path(word) for word in words if word):
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in (f for f in files if f.is_file()):
+            contents.update(file.name.encode() + b"\0" + file.read_bytes())
+    return f"{text}#{contents.hexdigest()[:12]}"
+
+
 def code_digest(more: tuple[str, ...] = ()) -> str:
-    """Hash of the sources that decide a run's numbers, and of those that match `more`."""
+    """Hash of the sources and shipped data that decide a run's numbers, and of files like `more`.
+
+    Args:
+        more: patterns of further files, relative to the root of the sources.
+    """
     digest = hashlib.sha256()
     for pattern in (*_SOURCES, *more):
         for path in sorted(_ROOT.glob(pattern)):

@@ -172,10 +172,11 @@ class ExperimentConfig(_Model):
         """
         try:
             data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExperimentError(f"{path}: cannot be read: {error}") from error
         except yaml.YAMLError as error:
-            raise ExperimentError(f"{path}: not valid YAML: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ExperimentError(f"{path}: not valid YAML: {reason}") from error
         try:
             return ExperimentConfig.model_validate(data)
         except ValidationError as error:

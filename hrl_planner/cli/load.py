@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hrl_planner.workload import Trace
 
 _SUFFIXES = (".parquet", ".jsonl")
+_DURATION_S = 60.0
 
 
 def load(
@@ -56,7 +57,10 @@ def load(
     requests: Annotated[int | None, typer.Option(help="Closed loop: how many in all.")] = None,
     duration: Annotated[
         float | None,
-        typer.Option(help="Seconds to send for (closed loop, or with --rate)."),
+        typer.Option(
+            help=r"Seconds to send for (closed loop, or with --rate). \[default with --rate: 60]",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of requests, classes and prompts.")] = 0,
     ttft: Annotated[
@@ -193,7 +197,8 @@ def _uniform(isl: int, osl: int, rate: float | None, duration: float | None, see
 
     from hrl_planner.workload import Trace
 
-    length_s = duration or 60.0
+    length_s = _DURATION_S if duration is None else duration
+    _check_uniform(isl, osl, rate, length_s)
     arrival_s = np.zeros(1)
     if rate is not None:
         rng = np.random.default_rng(seed)
@@ -207,6 +212,30 @@ def _uniform(isl: int, osl: int, rate: float | None, duration: float | None, see
         np.full(n, osl, dtype=np.int32),
         length_s,
     )
+
+
+def _check_uniform(isl: int, osl: int, rate: float | None, length_s: float) -> None:
+    """Refuse what no requests can be made of.
+
+    Raises:
+        LoadError: with option and value.
+    """
+    import math
+
+    from hrl_planner.workload.curves import MAX_REQUESTS
+    from hrl_planner.workload.trace import MAX_TOKENS
+
+    for option, tokens in (("isl", isl), ("osl", osl)):
+        if tokens > MAX_TOKENS:
+            raise LoadError(f"{option} {tokens}: at most {MAX_TOKENS} tokens")
+    for option, value in (("rate", rate), ("duration", length_s)):
+        if value is not None and not 0 < value < math.inf:
+            raise LoadError(f"{option} {value}: a finite number above 0")
+    if rate is not None and rate * length_s > MAX_REQUESTS:
+        raise LoadError(
+            f"rate {rate:g}, duration {length_s:g}: {rate * length_s:.3g} requests, at most "
+            f"{MAX_REQUESTS}"
+        )
 
 
 def _headers(given: list[str]) -> dict[str, str]:

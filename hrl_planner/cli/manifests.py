@@ -49,6 +49,7 @@ def manifests(
 
       kubectl apply -k my-deploy/overlays/deployments
     """
+    from hrl_planner.errors import ManifestError
     from hrl_planner.manifests import (
         PLANNER_IMAGE,
         ROUTER_IMAGE,
@@ -59,13 +60,18 @@ def manifests(
     )
     from hrl_planner.spec import ClusterSpec
 
+    if as_dgd and target:
+        raise ManifestError(
+            f"--target: {target[0]!r} cannot be with --as-dgd, whose pools are scaled as "
+            "components of its graph"
+        )
     made = Installation(
         ClusterSpec.load(spec),
         namespace,
         targets=dict(_target(text) for text in target or ()),
         layout=layout,
-        planner_image=image or PLANNER_IMAGE,
-        router_image=router_image or ROUTER_IMAGE,
+        planner_image=PLANNER_IMAGE if image is None else image,
+        router_image=ROUTER_IMAGE if router_image is None else router_image,
     )
     files = {"dgd.yaml": documents(graph_manifests(made))} if as_dgd else tree(made)
     for name, text in files.items():

@@ -135,6 +135,8 @@ def generate(
 
       hrl-planner trace generate conversation chats.csv.gz --rate 3.4
     """
+    import math
+
     from hrl_planner.errors import TraceError
     from hrl_planner.workload import write_trace
     from hrl_planner.workload.generators import independent_requests, sessions
@@ -145,7 +147,10 @@ def generate(
     quiet = rate / 4 if low is None else low
     if not (0 <= quiet <= rate and rate > 0):
         raise TraceError(f"options --low {quiet}, --rate {rate}: needs 0 <= low <= rate, rate > 0")
-    curve = _curve(kind, rate, quiet, duration, isl, osl, period or duration, seed)
+    period_s = duration if period is None else period
+    if not 0 < period_s < math.inf:
+        raise TraceError(f"option --period {period_s}: needs a finite number above 0")
+    curve = _curve(kind, rate, quiet, duration, isl, osl, period_s, seed)
     if kind in SESSION_MODELS:
         trace = sessions(curve, SESSION_MODELS[kind], seed=seed, label=label, name=kind)
     else:

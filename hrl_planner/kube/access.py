@@ -7,9 +7,11 @@ KUBECONFIG or ~/.kube/config.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from kubernetes import client, config
 from kubernetes.aio import client as aio_client
 from kubernetes.aio import config as aio_config
@@ -17,6 +19,17 @@ from kubernetes.aio import config as aio_config
 from hrl_planner.errors import KubeError
 
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+# The library checks few of a kubeconfig's fields: one of another type is any of the last three.
+_UNREADABLE = (
+    config.ConfigException,
+    aio_config.ConfigException,
+    OSError,
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
 
 
 def blocking_client(
@@ -33,15 +46,13 @@ def blocking_client(
         KubeError: where there is no way to an API server.
     """
     configuration = client.Configuration()
-    try:
+    with _named(kubeconfig):
         if kubeconfig is None and _in_a_pod():
             config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         else:
             config.load_kube_config(  # type: ignore[no-untyped-call]
                 _name_of(kubeconfig), client_configuration=configuration
             )
-    except (config.ConfigException, OSError) as error:
-        raise KubeError(f"no way to the API server: {error}") from error
     # A request that is tried four times over, each time for as long as it may last, holds up all
     # that its planner has to do; the next round tries again anyway.
     configuration.retries = False
@@ -51,15 +62,13 @@ def blocking_client(
 async def find_configuration(kubeconfig: Path | None = None) -> aio_client.Configuration:
     """Return the same for clients of `kubernetes.aio`; errors as well."""
     configuration = aio_client.Configuration()
-    try:
+    with _named(kubeconfig):
         if kubeconfig is None and _in_a_pod():
             aio_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         else:
             await aio_config.load_kube_config(  # type: ignore[no-untyped-call]
                 _name_of(kubeconfig), client_configuration=configuration
             )
-    except (aio_config.ConfigException, OSError) as error:
-        raise KubeError(f"no way to the API server: {error}") from error
     return configuration
 
 
@@ -68,6 +77,22 @@ def own_namespace() -> str:
     if _POD_NAMESPACE.exists():
         return _POD_NAMESPACE.read_text(encoding="utf-8").strip()
     return os.environ.get("POD_NAMESPACE", "default")
+
+
+@contextmanager
+def _named(kubeconfig: Path | None) -> Iterator[None]:
+    """Turn what is wrong with the way to the API server into one line that names its file."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise KubeError(f"no way to the API server: {_source(kubeconfig)}: {reason}") from error
+
+
+def _source(kubeconfig: Path | None) -> str:
+    if kubeconfig is None and _in_a_pod():
+        return "the pod's service account"
+    return f"kubeconfig {_name_of(kubeconfig) or '~/.kube/config'}"
 
 
 def _in_a_pod() -> bool:

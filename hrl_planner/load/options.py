@@ -15,6 +15,9 @@ from hrl_planner.errors import LoadError
 Api = Literal["completions", "chat"]
 PromptForm = Literal["words", "ids"]
 
+# Every token of it is written out before the first request; the largest models know 300,000.
+_LEAST_VOCABULARY, _MOST_VOCABULARY = 1000, 1_000_000
+
 WORKER_HEADERS = ("x-hrl-worker", "x-worker", "x-upstream-host")
 
 
@@ -34,7 +37,7 @@ class Target:
         prompt: "words" sends text of one token per word, `t12 t873`, for the word tokenizer of mock
             engines and tokenizers like it; "ids" sends token ids, which only completions take.
         headers: sent with every request, as `Authorization`.
-        vocabulary: token ids and numbers of words stay below it.
+        vocabulary: token ids and numbers of words stay below it; 1000 to 1,000,000.
         worker_headers: headers of the answer that may name the worker; the first found counts.
     """
 
@@ -56,7 +59,12 @@ class Target:
             self.prompt,
             "token ids can be sent to the completions API only",
         )
-        _check(self.vocabulary >= 1000, "vocabulary", self.vocabulary, "at least 1000")
+        _check(
+            _LEAST_VOCABULARY <= self.vocabulary <= _MOST_VOCABULARY,
+            "vocabulary",
+            self.vocabulary,
+            f"{_LEAST_VOCABULARY} to {_MOST_VOCABULARY}",
+        )
         for name, value in self.headers.items():
             text = f"{name}{value}"
             _check(
@@ -106,7 +114,10 @@ class Closed:
         _check(self.concurrency >= 1, "concurrency", self.concurrency, "at least 1")
         _check(self.requests is None or self.requests >= 1, "requests", self.requests, "at least 1")
         _check(
-            self.duration_s is None or self.duration_s > 0, "duration", self.duration_s, "above 0 s"
+            self.duration_s is None or 0 < self.duration_s < math.inf,
+            "duration",
+            self.duration_s,
+            "a finite number above 0",
         )
 
 

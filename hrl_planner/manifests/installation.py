@@ -26,6 +26,7 @@ _VERSION = version("hrl-planner")
 PLANNER_IMAGE, ROUTER_IMAGE = f"{PREFIX}:{_VERSION}", f"{PREFIX}-router:{_VERSION}"
 
 _DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # a label of RFC 1123
 # The longest name made of one, `hrl-planner-router-NAME`, is a label value and a Service.
 _LONGEST = 63 - len(f"{PREFIX}-router-")
 
@@ -51,11 +52,19 @@ class Installation:
     router_image: str = ROUTER_IMAGE
 
     def __post_init__(self) -> None:
-        """Refuse names that cannot be names of objects.
+        """Refuse what the API server would refuse.
 
         Raises:
             ManifestError: with field and value.
         """
+        if not _NAMESPACE.fullmatch(self.namespace):
+            raise ManifestError(
+                f"namespace: {self.namespace!r} cannot be one: at most 63 lower-case letters, "
+                "digits and '-', a letter or digit first and last"
+            )
+        for what, image in (("image", self.planner_image), ("router-image", self.router_image)):
+            if not re.fullmatch(r"\S+", image):
+                raise ManifestError(f"{what}: {image!r} names no image")
         pools = [pool.name for pool in self.spec.pools]
         for what, name in (("name", self.group), *(("pools[].name", pool) for pool in pools)):
             if len(name) > _LONGEST or not _DNS_LABEL.fullmatch(name):

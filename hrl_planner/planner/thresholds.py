@@ -6,11 +6,11 @@ specs lie in `tuned/`; `thresholds:file=PATH` reads another.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
-import yaml
-
+from hrl_planner._spec_file import read_mapping
 from hrl_planner.errors import PolicyError
 from hrl_planner.planner.policy import PlanContext
 from hrl_planner.planner.rule import RuleParameters, RulePolicy
@@ -22,13 +22,11 @@ def read_parameters(path: Path) -> RuleParameters:
     """Read a tuned file.
 
     Raises:
-        PolicyError: for a file that cannot be read, an unknown field or a value not a number.
+        PolicyError: for a file that cannot be read, an unknown field or a value that is not a
+            finite number.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PolicyError(f"thresholds {path}: cannot be read: {error}") from error
-    values = data.get("parameters") if isinstance(data, dict) else None
+    data = read_mapping(path, "file of thresholds", PolicyError)
+    values = data.get("parameters")
     if not isinstance(values, dict):
         raise PolicyError(f"thresholds {path}: field parameters: missing")
     known = {field.name for field in fields(RuleParameters)}
@@ -39,6 +37,8 @@ def read_parameters(path: Path) -> RuleParameters:
             )
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise PolicyError(f"thresholds {path}: {name}: {value!r} is not a number")
+        if not math.isfinite(value):
+            raise PolicyError(f"thresholds {path}: {name}: {value!r} is not finite")
     return RuleParameters(**{name: float(value) for name, value in values.items()})
 
 

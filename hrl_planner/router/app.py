@@ -16,6 +16,7 @@ import signal
 import time
 from collections import Counter
 
+from hrl_planner.errors import RouterError
 from hrl_planner.router.classes import Classes
 from hrl_planner.router.config import DynamoFilesConfig, FileDiscoveryConfig, RouterConfig
 from hrl_planner.router.desk import Desk
@@ -85,8 +86,8 @@ class PickerApp:
         """Start everything; return the gRPC address and the HTTP port.
 
         Raises:
-            RouterError: if discovery cannot say which workers there are; KubeError where it is
-                Kubernetes that cannot.
+            RouterError: if discovery cannot say which workers there are, or an address of the
+                picker cannot be listened on; KubeError where it is Kubernetes that cannot.
         """
         warm(self._config.cluster())
         await self._handoff.start()
@@ -103,9 +104,31 @@ class PickerApp:
             if task.done():
                 task.result()
             task.add_done_callback(_die_with)
-        address = await self._picker.start(self._config.picker.grpc)
-        port = await self._admin.start(self._config.picker.http_host, self._config.picker.http_port)
+        address, port = await self._listen()
         log.info("picker is ready", extra={"grpc": address, "http_port": port})
+        return address, port
+
+    async def _listen(self) -> tuple[str, int]:
+        """Open both addresses.
+
+        Raises:
+            RouterError: one is taken, or none of this machine's.
+        """
+        picker = self._config.picker
+        try:
+            address = await self._picker.start(picker.grpc)
+        except RuntimeError as error:  # gRPC's own text does not say why either
+            raise RouterError(
+                f"picker.grpc: cannot listen on {picker.grpc!r}: taken, or no address of this "
+                "machine"
+            ) from error
+        try:
+            port = await self._admin.start(picker.http_host, picker.http_port)
+        except OSError as error:
+            raise RouterError(
+                f"picker.http_host, picker.http_port: cannot listen on {picker.http_host!r}, port "
+                f"{picker.http_port}: {error.strerror}"
+            ) from error
         return address, port
 
     async def stop(self) -> None:
@@ -236,8 +259,8 @@ async def run(config: RouterConfig) -> None:
     """Run a picker until SIGTERM or SIGINT.
 
     Raises:
-        RouterError: if discovery cannot say at the start which workers there are; KubeError where
-            it is Kubernetes that cannot.
+        RouterError: if discovery cannot say at the start which workers there are, or an address of
+            the picker cannot be listened on; KubeError where it is Kubernetes that cannot.
     """
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -9,14 +9,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from hrl_planner._spec_file import describe, read_mapping
 from hrl_planner.errors import RouterError
+from hrl_planner.router.discovery import is_address
 from hrl_planner.router.envoy.config import EnvoyConfig
 from hrl_planner.spec import ClusterSpec
 
+
+def _check_listening(text: str) -> str:
+    is_socket = text.startswith("unix:") and text != "unix:"
+    if not is_socket and not is_address(text, first_port=0):
+        raise ValueError("must be HOST:PORT, the port 0 to 65535, or unix:PATH")
+    return text
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
+ListeningAddress = Annotated[str, AfterValidator(_check_listening)]
 
 
 class _Model(BaseModel):
@@ -26,7 +43,7 @@ class _Model(BaseModel):
 class PickerConfig(_Model):
     """Where Envoy asks for a destination, and where people ask how it goes."""
 
-    grpc: str = Field("127.0.0.1:9002", description="address, or unix:PATH")
+    grpc: ListeningAddress = Field("127.0.0.1:9002", description="HOST:PORT or unix:PATH")
     http_host: str = "127.0.0.1"
     http_port: Port = Field(9090, description="/metrics, /health, /v1/models, /debug/state")
 

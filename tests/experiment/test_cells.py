@@ -59,6 +59,22 @@ def test_mistakes_are_named(data, tmp_path, change, named):
     assert "bad.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"name: [\n", "not valid YAML"),
+        (b"- name\n", "should be a valid dictionary"),
+    ],
+)
+def test_a_file_that_describes_nothing_is_named_in_one_line(tmp_path, content, named):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ExperimentError, match=rf"bad\.yaml: .*{named}") as caught:
+        ExperimentConfig.load(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_two_cells_of_one_name_are_refused(data):
     twice = ExperimentConfig.model_validate(data | {"cells": [data["cells"][0]] * 2})
     with pytest.raises(ExperimentError, match="cold-start-ramp@1"):
