@@ -44,8 +44,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice, where plain YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, ((key_node, _), key) in enumerate(zip(node.value, keys, strict=True)):
+        # What `<<` brings in may be given again: that is what it is for.
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
+        for i, (key_node, key) in enumerate(zip(own, keys, strict=True)):
             if key in keys[:i]:
                 raise yaml.constructor.ConstructorError(
                     problem=f"the key {key!r} appears twice", problem_mark=key_node.start_mark

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,33 @@ def test_a_taken_http_port_is_named(folder: Path, taken: int) -> None:
     said = f"picker.http_host, picker.http_port: cannot listen on '127.0.0.1', port {taken}: "
     with pytest.raises(RouterError, match=re.escape(said)):
         start(folder, grpc="127.0.0.1:0", http_port=taken)
+
+
+@pytest.mark.parametrize("envoy", [{"listen": "127.0.0.1:99999"}, {"admin_port": 70000}])
+def test_ports_of_envoy_that_cannot_be_are_refused(folder: Path, envoy: dict[str, object]) -> None:
+    path = write(folder)
+    path.write_text(path.read_text() + yaml.safe_dump({"envoy": envoy}))
+    (field, value), *_ = envoy.items()
+    with pytest.raises(RouterError, match=rf"envoy.*{field}.*{value}"):
+        RouterConfig.load(path)
+
+
+class _Ok(BaseHTTPRequestHandler):
+    """Answers everything with 200."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_router_does_not_take_another_ones_answers_for_its_own(folder: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Ok) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        path = write(folder, http_port=other.server_address[1])
+        done = CliRunner().invoke(app, ["router", "--config", str(path)])
+        other.shutdown()
+    assert done.exit_code == 2
+    assert "picker.http_port: something answers at" in done.output

@@ -9,12 +9,11 @@ would look at a day of another part.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hrl_planner._spec_file import describe
+from hrl_planner._spec_file import describe, read_mapping
 from hrl_planner.errors import HrlPlannerError
 
 FIRST_VALIDATION_SEED = 100
@@ -170,13 +169,7 @@ class ExperimentConfig(_Model):
         Raises:
             ExperimentError: the file, the field and the value that are wrong.
         """
-        try:
-            data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ExperimentError(f"{path}: cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise ExperimentError(f"{path}: not valid YAML: {reason}") from error
+        data = read_mapping(path, "description of an experiment", ExperimentError)
         try:
             return ExperimentConfig.model_validate(data)
         except ValidationError as error:

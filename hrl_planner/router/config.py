@@ -167,6 +167,10 @@ class RouterConfig(_Model):
     def _check(self) -> Self:
         for field in {"picker", "picker_http"} & self.envoy.model_fields_set:
             raise ValueError(f"envoy.{field} follows from the section picker; leave it out")
+        if not is_address(self.envoy.listen):
+            raise ValueError(
+                f"envoy.listen: must be HOST:PORT with a port to 65535, not {self.envoy.listen!r}"
+            )
         return self
 
     @staticmethod

@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import uvloop
 
+from hrl_planner.errors import RouterError
 from hrl_planner.router import envoy
 from hrl_planner.router.config import RouterConfig
 from hrl_planner.router.logs import set_up
@@ -36,10 +37,16 @@ def run_router(path: Path, config: RouterConfig) -> int:
 
 async def _supervise(path: Path, config: RouterConfig) -> int:
     data_plane = config.data_plane()
+    metrics = f"http://{data_plane.picker_http}/metrics"
+    # Its answers would pass for those of the picker that is started here.
+    if await _answers(metrics):
+        raise RouterError(
+            f"picker.http_port: something answers at {metrics} already, another router perhaps"
+        )
     picker = Child(
         "picker",
         (sys.executable, "-m", "hrl_planner.cli", "router", f"--config={path}", "--no-envoy"),
-        ready=lambda: _answers(f"http://{data_plane.picker_http}/metrics"),
+        ready=lambda: _answers(metrics),
     )
     with tempfile.TemporaryDirectory(prefix="hrl-planner-router-") as folder:
         children = [picker, envoy.child(data_plane, Path(folder) / "envoy.json")]

@@ -64,13 +64,14 @@ def test_mistakes_are_named(data, tmp_path, change, named):
     [
         (b"\xff\xfe\x00", "cannot be read"),
         (b"name: [\n", "not valid YAML"),
-        (b"- name\n", "should be a valid dictionary"),
+        (b"name: a\nname: b\n", "line 2.*the key 'name' appears twice"),
+        (b"- name\n", "is a mapping of fields"),
     ],
 )
 def test_a_file_that_describes_nothing_is_named_in_one_line(tmp_path, content, named):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
-    with pytest.raises(ExperimentError, match=rf"bad\.yaml: .*{named}") as caught:
+    with pytest.raises(ExperimentError, match=rf"bad\.yaml.*{named}") as caught:
         ExperimentConfig.load(path)
     assert "\n" not in str(caught.value)
 

@@ -41,7 +41,7 @@ class EnvoyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     listen: str = Field("0.0.0.0:8000", pattern=r"^[^/\s]+:\d+$")
-    admin_port: PositiveInt = 9901
+    admin_port: int = Field(9901, ge=1, le=65535)
     picker: str = Field("127.0.0.1:9002", pattern=r"^(unix:/.+|[^/\s]+:\d+)$")
     picker_http: str = Field("127.0.0.1:9003", pattern=r"^(unix:/.+|[^/\s]+:\d+)$")
     concurrency: PositiveInt = 2
