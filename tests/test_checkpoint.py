@@ -76,6 +76,30 @@ def test_another_feature_schema_is_refused_and_the_difference_named(folder: Path
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "bounds", "message"),
+    [
+        ("pools", "kv_use", None, "ranges.pools: features missing: kv_use; .* too many: none"),
+        ("classes", "planned", None, "ranges.classes: features missing: planned"),
+        ("pools", "gpus_of_old", [0.0, 1.0], "missing: none; features .* too many: gpus_of_old"),
+        ("pools", "kv_use", [0.0, float("nan")], r"ranges\.pools\.kv_use\[1\]: .* finite"),
+        ("pools", "kv_use", [float("-inf"), 1.0], r"ranges\.pools\.kv_use\[0\]: .* finite"),
+        ("classes", "planned", [0.5, 0.4], r"ranges\.classes\.planned: the lowest value is above"),
+    ],
+)
+def test_ranges_that_could_not_be_checked_against_are_refused(
+    folder: Path, part: str, name: str, bounds: list[float] | None, message: str
+) -> None:
+    ranges = yaml.safe_load((folder / "manifest.yaml").read_text())["ranges"]
+    ranges[part].pop(name, None)
+    if bounds is not None:
+        ranges[part][name] = bounds
+    edit(folder, ranges=ranges)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(folder)
+    assert "manifest.yaml" in str(caught.value)
+
+
 def test_damaged_weights_are_refused(folder: Path) -> None:
     weights = folder / "allocator.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])

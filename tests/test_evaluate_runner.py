@@ -9,19 +9,25 @@ import sys
 import time
 from html.parser import HTMLParser
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
+import hrl_planner
 from agents.evaluate import EvaluationConfig, EvaluationError, Workload, evaluate
 from agents.evaluate import runner as runner_module
 from agents.evaluate.cases import choose_workloads, load_case
+from agents.evaluate.config import code_digest, policy_key
 from agents.evaluate.runner import run_cells
 from agents.evaluate.store import Store
 from agents.evaluate.summary import terminal_table
-from hrl_planner.errors import PolicyError, ScenarioError, TraceError
+from hrl_planner.errors import CheckpointError, PolicyError, ScenarioError, TraceError
+from hrl_planner.planner import thresholds
+from hrl_planner.planner.checkpoint import SHIPPED
+from hrl_planner.profile import PROFILE_DIR
 from hrl_planner.spec import ClusterSpec
 
 SCENARIO = Workload("scenario", "cold-start-ramp")
@@ -190,6 +196,57 @@ def test_a_changed_trace_file_is_noticed(tmp_path):
         run(config, tmp_path / "out")
 
 
+def test_a_policy_whose_files_changed_is_run_again_and_it_alone(tmp_path):
+    file = tmp_path / "tuned.yaml"
+    file.write_text("parameters: {up: 0.9}")
+    config = make_config(policies=("static", f"thresholds:file={file}"))
+    run(config, tmp_path / "out")
+    file.write_text("parameters: {up: 0.001, up_cooldown_s: 0, wait: 0.001}")
+    done, progress = run(config, tmp_path / "out")
+    assert (progress[0][0], progress[-1][1]) == (2, 2), "the other policy's runs are kept"
+    fresh, _ = run(config, tmp_path / "fresh")
+    pd.testing.assert_frame_equal(
+        done.results.frame.drop(columns="wall_s"), fresh.results.frame.drop(columns="wall_s")
+    )
+    file.write_text("parameters: {up: 0.9}")
+    assert run(config, tmp_path / "out")[1][0][0] == 4, "what it was before has its runs still"
+
+
+@pytest.mark.parametrize("spelled", ["{}", "{}@unlimited", "{}+rule", "lp+{}"])
+def test_the_key_of_a_policy_follows_the_content_of_its_files(tmp_path, spelled):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "weights.bin").write_bytes(b"one")
+    text = spelled.format(f"learned:path={folder}")
+    before = policy_key(text)
+    assert policy_key(text) == before and before.startswith(text)
+    (folder / "weights.bin").write_bytes(b"two")
+    assert policy_key(text) != before
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        SHIPPED / "reference" / "manifest.yaml",
+        SHIPPED / "reference" / "scaler.safetensors",
+        PROFILE_DIR / "qwen3_32b__h100_sxm__tp2__vllm.npz",
+        Path(thresholds.__file__).parent / "tuned" / "reference.yaml",
+        Path(thresholds.__file__),
+    ],
+    ids=lambda file: file.name,
+)
+def test_what_ships_and_is_found_by_name_counts_as_code(tmp_path, monkeypatch, file):
+    assert file.is_file()
+    copy = tmp_path / file.relative_to(Path(hrl_planner.__file__).parents[1])
+    copy.parent.mkdir(parents=True)
+    monkeypatch.setattr("agents.evaluate.config._ROOT", tmp_path)
+    digests = set()
+    for content in (b"one", b"two"):
+        copy.write_bytes(content)
+        digests.add(code_digest())
+    assert len(digests) == 2
+
+
 def test_seeds_of_a_trace_file_share_its_requests(tmp_path):
     trace = tmp_path / "t.csv"
     trace.write_text("arrival_s,isl_tokens,osl_tokens\n0.5,100,10\n1.0,100,10\n")
@@ -238,6 +295,9 @@ def test_a_half_written_cell_is_not_a_cell(config, tmp_path):
     [
         ({"policies": ("nope",)}, PolicyError, "nope"),
         ({"policies": ("hpa", "hpa")}, PolicyError, "twice"),
+        ({"policies": ("hpa", "learned")}, CheckpointError, "no checkpoint ships for spec 'small'"),
+        ({"policies": ("learned@unlimited",)}, CheckpointError, "no checkpoint ships"),
+        ({"policies": ("hpa", "thresholds")}, PolicyError, "none are tuned for spec 'small'"),
         ({"workloads": (Workload("trace", "/no/such.csv"),)}, TraceError, "/no/such.csv"),
     ],
 )
@@ -245,6 +305,17 @@ def test_mistakes_are_found_before_anything_runs(tmp_path, change, error, named)
     with pytest.raises(error, match=named):
         run(make_config(**change), tmp_path)
     assert not (tmp_path / "cells").exists()
+
+
+def test_a_bound_does_not_search_before_its_run(config, monkeypatch):
+    from agents.bounds import BestStaticPolicy
+    from agents.evaluate.cell import check
+
+    def searched(self, context):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(BestStaticPolicy, "reset", searched)
+    check(make_config(policies=("best-static", "best-static+quota", "best-static@unlimited")))
 
 
 def test_unknown_scenarios_are_refused_with_the_known_ones():

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,68 @@ def test_registry_refuses_what_it_does_not_know() -> None:
 
 def test_parameters_come_from_the_name() -> None:
     assert make_policy("lp:interval_s=30").interval_s == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("lp:trend=abc", "trend abc: not a finite number"),
+        ("lp:hold_s=nan", "hold_s nan: not a finite number"),
+        ("lp:round_up=true", "round_up true: not a finite number"),
+        ("lp:spare_s=-inf", "spare_s -inf: not a finite number"),
+        ("lp-oracle:price_weight=much", "price_weight much: not a finite number"),
+        ("lp+rule:up=high", "up high: not a finite number"),
+        ("hpa:decode_running=x", "decode_running x: not a finite number"),
+        ("queue-length:waiting=inf", "waiting inf: not a finite number"),
+        ("wva:queue_threshold=none", "queue_threshold none: not a finite number"),
+        ("learned:shield=False", "shield False: neither true nor false"),
+        ("learned:shield=no", "shield no: neither true nor false"),
+        ("learned:shield=0", "shield 0: neither true nor false"),
+        ("static:replicas=3", "unknown parameter 'replicas'"),
+        ("rule:upp=1", "unknown parameter 'upp'; one of up, down"),
+        ("static:split=1", "unknown '1'; one of equal, initial"),
+    ],
+)
+def test_a_value_that_a_parameter_does_not_take_is_refused_by_name(text: str, named: str) -> None:
+    with pytest.raises(PolicyError, match=named):
+        make_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("hpa:decode_kv_use=0", "decode_kv_use 0.0"),
+        ("queue-length:prefill_running=-1", "prefill_running -1.0"),
+        ("lp:interval_s=0", "interval_s 0.0"),
+    ],
+)
+def test_what_is_divided_by_or_waited_for_is_above_zero(text: str, named: str) -> None:
+    with pytest.raises(PolicyError, match=f"{named} must be above 0"):
+        make_policy(text)
+
+
+def test_policies_from_above_are_read_by_the_same_rules() -> None:
+    import agents.bounds  # noqa: F401  (registers policies)
+
+    make_policy("best-static:simulations=10")
+    for value in ("2.5", "few"):
+        with pytest.raises(PolicyError, match=f"simulations {value}: not a whole number"):
+            make_policy(f"best-static:simulations={value}")
+
+
+def test_text_stays_text_whatever_it_looks_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "5").write_text("parameters: {up: 0.5}")
+    monkeypatch.chdir(tmp_path)
+    assert make_policy("thresholds:file=5").parameters.up == 0.5  # type: ignore[attr-defined]
+
+
+def test_tuned_thresholds_are_finite(tmp_path: Path) -> None:
+    file = tmp_path / "tuned.yaml"
+    file.write_text("parameters: {wait: .nan}")
+    with pytest.raises(PolicyError, match="wait: nan is not finite"):
+        make_policy(f"thresholds:file={file}")
 
 
 ONE_DECISION = """

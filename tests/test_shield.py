@@ -258,6 +258,23 @@ def test_on_a_cluster_unlike_the_trained_ones_the_planner_is_the_lp(
     assert len({tuple(replicas) for replicas in trajectories[0]}) > 1
 
 
+def test_the_shield_is_off_only_where_that_is_said(tmp_path: Path) -> None:
+    """Out of range everywhere: a shield would step in at the first decision."""
+    nothing = Ranges(
+        pools=dict.fromkeys(POOL_COLUMNS, (-9.0, -9.0)),
+        classes=dict.fromkeys(CLASS_COLUMNS, (-9.0, -9.0)),
+    )
+    write_checkpoint(tmp_path, ranges=nothing)
+    counts = []
+    for shield in ("true", "false"):
+        policy = make_policy(f"learned:path={tmp_path},shield={shield}")
+        policy.reset(CONTEXT)
+        loop.run(Simulation(SPEC, requests(), seed=0), policy, 60.0)
+        counts.append(policy.interventions.counts.total())  # type: ignore[attr-defined]
+    assert counts[0] > 0
+    assert counts[1] == 0
+
+
 def test_absurd_lengths_keep_no_planner_busy(seen: ClusterObservation) -> None:
     # Chunk by chunk, 1e12 tokens would take minutes.
     policy, _ = shielded()

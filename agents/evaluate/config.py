@@ -149,10 +149,10 @@ def policy_key(text: str) -> str:
 
 
 def code_digest(more: tuple[str, ...] = ()) -> str:
-    """Hash of the sources and shipped data that decide a run's numbers, and of files like `more`.
+    """Hash of the sources and shipped data that decide a run's numbers.
 
     Args:
-        more: patterns of further files, relative to the root of the sources.
+        more: patterns of further files, from the root of the sources.
     """
     digest = hashlib.sha256()
     for pattern in (*_SOURCES, *more):

@@ -110,7 +110,7 @@ def write_atomically(path: Path, text: str) -> None:
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Names of what changed; a spec's fields are named one by one."""
     names = {
-        "code": "the simulator's or planners' code",
+        "code": "code or shipped data of simulator or planners",
         "load": "--load",
         "until_s": "--until",
         "grace_s": "grace_s",

@@ -175,6 +175,17 @@ class ExperimentConfig(_Model):
         except ValidationError as error:
             raise ExperimentError(describe(error, path.name)) from error
 
+    def about_entry(self, label: str) -> ExperimentConfig:
+        """The same experiment with another subject.
+
+        Raises:
+            ExperimentError: there is no such entry.
+        """
+        labels = [entry.label for entry in self.entries]
+        if label not in labels:
+            raise ExperimentError(f"subject {label!r}: no entry; one of {', '.join(labels)}")
+        return self.model_copy(update={"subject": label})
+
     def entry(self, label: str) -> Entry:
         """The entry of a label."""
         return next(entry for entry in self.entries if entry.label == label)

@@ -1,8 +1,10 @@
 """The runs of an experiment, and how one is done: what `agents.evaluate.runner` asks for.
 
-A run has a key, a hash of all it depends on but the code: cluster, workload, budget, truth, policy,
-and the content of files that the policy names (weights of a checkpoint). A finished run whose key
-nobody asks for any more is not used, so a changed experiment cannot mix with what it was before.
+A run has a key, a hash of what it depends on: cluster, workload, budget, truth, policy, and the
+content of files that the policy names (weights of a checkpoint). A finished run whose key nobody
+asks for any more is not used, so a changed experiment cannot mix with what it was before. What is
+found by name among the sources (profiles, tuned thresholds, the checkpoint that ships) is covered
+by the digest of the code instead, which stands beside the key.
 
 Checkpoints and recordings need not be at hand where a report is written: their hashes are kept in
 RESULTS/NAME.json by whoever ran the experiment or wrote its report, with the days of recordings.
@@ -10,14 +12,13 @@ RESULTS/NAME.json by whoever ran the experiment or wrote its report, with the da
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agents.evaluate.config import code_digest
+from agents.evaluate.config import code_digest, policy_key
 from agents.evaluate.store import write_atomically
 from agents.experiment.cells import Cell, digest, find_cells
 from agents.experiment.config import ExperimentConfig
@@ -85,9 +86,9 @@ class Experiment:
         cell_keys: hash of each cell by its label, where known.
         policy_keys: hash of each policy by its text, where known.
         days: of every trace of a recording by its label, where known, see `Source.day_of`.
-        here: texts of the policies that can be made here.
+        here: labels of entries to run, each with the texts of its policies that can be made here.
         notes: what cannot be run, in words.
-        code: digest of the sources runs depend on.
+        code: digest of the sources runs depend on, and of the data that ships with them.
     """
 
     config: ExperimentConfig
@@ -96,7 +97,7 @@ class Experiment:
     cell_keys: dict[str, str]
     policy_keys: dict[str, str]
     days: dict[str, list[int]]
-    here: frozenset[str]
+    here: frozenset[tuple[str, str]]
     notes: tuple[str, ...]
     code: str
 
@@ -115,7 +116,7 @@ class Experiment:
             if cell.label in self.needs and cell.source.is_here
             for entry in self.config.entries
             for seed, policy in enumerate(entry.policies)
-            if policy in self.here
+            if (entry.label, policy) in self.here
         ]
         return [
             Run(label, policy, seed, cell, trace, key)
@@ -224,11 +225,11 @@ def prepare(
 
 def _find_policies(
     config: ExperimentConfig, only: Sequence[str], notes: list[str]
-) -> tuple[set[str], dict[str, str]]:
-    """Policies that can be made here, and their hashes; notes on the others are added."""
+) -> tuple[set[tuple[str, str]], dict[str, str]]:
+    """Policies that can be made here by entry, and their hashes; notes on the others are added."""
     from agents.evaluate.cell import check_policy
 
-    here: set[str] = set()
+    here: set[tuple[str, str]] = set()
     keys: dict[str, str] = {}
     for entry in config.entries:
         problems = []
@@ -242,19 +243,8 @@ def _find_policies(
                 continue
             keys[policy] = policy_key(policy)
             if not only or entry.label in only:
-                here.add(policy)
+                here.add((entry.label, policy))
         if problems:
             part = f", {len(problems)} of {entry.seeds} training seeds" if entry.seeds > 1 else ""
             notes.append(f"{entry.label}{part}: cannot be run here ({problems[0]})")
     return here, keys
-
-
-def policy_key(text: str) -> str:
-    """The policy with the content of every file and folder that its parameters name."""
-    words = [word.partition("=")[2] for part in text.split("+") for word in part.split(",")]
-    contents = hashlib.sha256()
-    for path in (Path(word) for word in words if word):
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in (f for f in files if f.is_file()):
-            contents.update(file.name.encode() + b"\0" + file.read_bytes())
-    return f"{text}#{contents.hexdigest()[:12]}"

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,7 @@ class RunStore:
         """Whether a run is finished."""
         if self._done is None:
             self._done = {
-                (entry, line["key"], line["seed"], line["trace"])
-                for entry in self.entries()
-                for line in self.lines(entry)
+                _name_of(entry, line) for entry in self.entries() for line in self.lines(entry)
             }
         return _name(cell) in self._done
 
@@ -69,12 +67,15 @@ class RunStore:
         for path in self._files(entry):
             yield from _lines(path)
 
-    def discard(self, code: str) -> int:
-        """Remove all runs made by other code; how many there were."""
+    def discard(self, code: str, runs: Iterable[Run]) -> int:
+        """Remove those of some runs that other code made; how many there were."""
+        named = {_name(run) for run in runs}
         removed = 0
         for path in (path for entry in self.entries() for path in self._files(entry)):
-            lines = list(_lines(path))
-            kept = [line for line in lines if line["code"] == code]
+            entry, lines = path.parent.name, list(_lines(path))
+            kept = [
+                line for line in lines if line["code"] == code or _name_of(entry, line) not in named
+            ]
             if len(kept) < len(lines):
                 removed += len(lines) - len(kept)
                 write_atomically(path, "".join(map(_text, kept)))
@@ -119,6 +120,10 @@ def append(path: Path, line: Line) -> None:
 
 def _text(line: Line) -> str:
     return json.dumps(line, separators=(",", ":")) + "\n"
+
+
+def _name_of(entry: str, line: Line) -> _Name:
+    return entry, line["key"], line["seed"], line["trace"]
 
 
 def _name(run: Run) -> _Name:

@@ -31,6 +31,7 @@ TracesOption = Annotated[
     typer.Option(
         "--traces",
         help="Folder with recorded traces; without it their cells are left out with a note.",
+        exists=True,
         file_okay=False,
     ),
 ]
@@ -71,7 +72,10 @@ def run(
     ] = None,
     other_code: Annotated[
         OtherCode,
-        typer.Option(help="Runs that other code made: refuse to go on, keep or discard them."),
+        typer.Option(
+            help="Runs that other code made: refuse to go on, keep them, or discard those that "
+            "this call can run anew."
+        ),
     ] = OtherCode.refuse,
 ) -> None:
     """Run what is missing, as far as time allows.
@@ -155,13 +159,19 @@ def table(
     name: Annotated[str, typer.Argument(help="entries, cells, comparisons, front, groups, ...")],
     config: ConfigOption,
     traces: TracesOption = None,
+    subject: Annotated[
+        str | None, typer.Option(help="Entry it is about, instead of the configuration's subject.")
+    ] = None,
 ) -> None:
     """Print one table as Markdown."""
     from agents.experiment.tables import TABLES
 
     _check_name("table", name, list(TABLES))
     functions = {str(key): function for key, function in TABLES.items()}
-    made = functions[name](_results(config, traces))
+    results = _results(config, traces)
+    if subject is not None:
+        results.config = results.config.about_entry(subject)
+    made = functions[name](results)
     typer.echo(f"{made.title}\n\n{made.about}\n\n{made.markdown()}")
 
 
@@ -208,21 +218,26 @@ def _results(config: Path, traces: Path | None) -> Results:
 
 
 def _settle_code(experiment: Experiment, store: RunStore, other_code: OtherCode) -> None:
-    """Refuse, keep or discard runs of this experiment that other code made."""
+    """Refuse, keep or discard runs of this experiment that other code made.
+
+    Only what is about to be run again is discarded: other experiments share the folder, and what
+    cannot be run here could not be brought back.
+    """
     from agents.experiment import ExperimentError, Results
 
     if other_code is OtherCode.discard:
-        removed = store.discard(experiment.code)
+        removed = store.discard(experiment.code, experiment.cells())
         typer.echo(f"{removed} runs made by other code are discarded")
-        return
     codes = Results(experiment, store).codes
     others = sum(count for code, count in codes.items() if code != experiment.code)
     if others and other_code is OtherCode.refuse:
         raise ExperimentError(
-            f"{store.folder}: {others} runs were made by other code of simulator or planners; "
-            "pass --other-code keep if the change does not touch them (the report says how many "
-            "there are), or --other-code discard"
+            f"{store.folder}: {others} runs were made by other code or shipped data of simulator "
+            "or planners; pass --other-code keep if the change does not touch them (the report "
+            "says how many there are), or --other-code discard"
         )
+    if others and other_code is OtherCode.discard:
+        typer.echo(f"{others} that this call does not run anew are kept")
 
 
 def _check_entries(chosen: list[str], labels: list[str]) -> None:

@@ -17,12 +17,20 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -87,11 +95,20 @@ class SchemaInfo(_Model):
     class_columns: tuple[str, ...]
 
 
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the lowest value is above the highest")
+    return bounds
+
+
+Bounds = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_ordered)]
+
+
 class Ranges(_Model):
     """Lowest and highest value of every feature that training saw."""
 
-    pools: dict[str, tuple[float, float]]
-    classes: dict[str, tuple[float, float]]
+    pools: dict[str, Bounds]
+    classes: dict[str, Bounds]
 
 
 class RewardNormaliser(_Model):
@@ -190,6 +207,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         raise CheckpointError(describe(error, f"checkpoint {path}")) from error
     _check_schema(path, manifest.feature_schema)
+    _check_ranges(path, manifest.ranges)
     return manifest
 
 
@@ -267,6 +285,21 @@ def _check_schema(path: Path, found: SchemaInfo) -> None:
         f"{expected.hash} (features it lacks: {', '.join(missing) or 'none'}; features it has "
         f"too many: {', '.join(extra) or 'none'}); train it anew"
     )
+
+
+def _check_ranges(path: Path, found: Ranges) -> None:
+    """Refuse ranges of other features than those a network is shown: each is looked up by name."""
+    for field, have, want in (
+        ("pools", found.pools, POOL_COLUMNS),
+        ("classes", found.classes, CLASS_COLUMNS),
+    ):
+        missing, extra = sorted({*want} - {*have}), sorted({*have} - {*want})
+        if missing or extra:
+            raise CheckpointError(
+                f"checkpoint {path}: ranges.{field}: features missing: "
+                f"{', '.join(missing) or 'none'}; features it has too many: "
+                f"{', '.join(extra) or 'none'}"
+            )
 
 
 def read_tensors(path: Path) -> Tensors:

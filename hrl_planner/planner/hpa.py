@@ -13,6 +13,7 @@ from collections import deque
 
 import numpy as np
 
+from hrl_planner.errors import PolicyError
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import FloatArray, IntArray, Plan, PlanContext
@@ -44,6 +45,17 @@ def replicas_for_metric(
         desired = np.ceil(used * base - 1e-9)
     desired = np.where(np.abs(used - 1.0) <= TOLERANCE, current, desired)
     return np.where(ready > 0, desired, np.nan)
+
+
+def check_targets(policy: str, **targets: float) -> None:
+    """Refuse targets that a metric cannot be divided by.
+
+    Raises:
+        PolicyError: naming the target and its value.
+    """
+    for name, value in targets.items():
+        if not value > 0.0:
+            raise PolicyError(f"policy {policy}: {name} {value} must be above 0")
 
 
 class HpaScaler:
@@ -86,6 +98,12 @@ class HpaPolicy:
         decode_running: float = 32.0,
     ) -> None:
         """See the class."""
+        check_targets(
+            "hpa",
+            prefill_inflight=prefill_inflight,
+            decode_kv_use=decode_kv_use,
+            decode_running=decode_running,
+        )
         self.interval_s = 15.0
         self._inflight = prefill_inflight
         self._kv_use = decode_kv_use

@@ -133,6 +133,8 @@ class FluidPlanner:
                 f"policy lp: headroom {headroom}, headroom_prefill {headroom_prefill} and quantile "
                 f"{quantile} must lie in 0..1"
             )
+        if interval_s is not None and interval_s <= 0.0:
+            raise PolicyError(f"policy lp: interval_s {interval_s} must be above 0")
         self._headroom, self._headroom_prefill = headrooms
         self._quantile, self._round_up = quantile, round_up
         self._trend, self._hold_s, self._outage_s = trend, hold_s, outage_s

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner.hpa import HpaScaler
+from hrl_planner.planner.hpa import HpaScaler, check_targets
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import Plan, PlanContext
 
@@ -30,6 +30,12 @@ class QueueLengthPolicy:
         self, waiting: float = 4.0, prefill_running: float = 1.0, decode_running: float = 32.0
     ) -> None:
         """See the class."""
+        check_targets(
+            "queue-length",
+            waiting=waiting,
+            prefill_running=prefill_running,
+            decode_running=decode_running,
+        )
         self.interval_s = 30.0  # KEDA's polling interval
         self._waiting = waiting
         self._running_by_role = {

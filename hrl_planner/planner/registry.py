@@ -1,16 +1,18 @@
 """Policies by name: `lp`, `static:split=initial`, `rule:up=0.9,down=0.6`, `lp+rule`.
 
 A name may carry parameters behind a colon; two names joined by `+` are a global allocator and the
-local planner below it. Names that are not here are refused with a list of those that are.
+local planner below it. Names that are not here are refused with a list of those that are. A value
+is read as what the maker of the policy says it takes, so that one of another kind is refused here,
+by name, and not in the middle of a simulation.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hrl_planner.errors import PolicyError
 from hrl_planner.planner.hierarchy import HierarchicalPlanner
@@ -26,12 +28,6 @@ from hrl_planner.planner.wva import WvaPolicy
 
 
 def _rule(**parameters: float) -> Policy:
-    known = {field.name for field in fields(RuleParameters)}
-    for name in parameters:
-        if name not in known:
-            raise PolicyError(
-                f"policy rule: unknown parameter {name!r}; one of {', '.join(sorted(known))}"
-            )
     return RulePolicy(RuleParameters(**parameters))
 
 
@@ -59,7 +55,8 @@ def register_policy(name: str, maker: Callable[..., Policy], about: str) -> None
 
     Args:
         name: what users write.
-        maker: called with the parameters behind the colon.
+        maker: called with the parameters behind the colon; those it annotates as bool, int, float
+            or str (or None) can be given.
         about: a line on what it is.
     """
     if name in _POLICIES and _POLICIES[name][0] is not maker:
@@ -72,15 +69,55 @@ def policy_names() -> dict[str, str]:
     return {name: about for name, (_, about) in _POLICIES.items()}
 
 
-def _value(policy: str, key: str, text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+def _switch(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _whole(text: str) -> int:
+    value = _finite(text)
+    if not value.is_integer():
+        raise ValueError(text)
+    return int(value)
+
+
+# By what a maker may ask for: how it is read, and what is wrong with text that cannot be.
+_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    bool: (_switch, "neither true nor false"),
+    int: (_whole, "not a whole number"),
+    float: (_finite, "not a finite number"),
+    str: (str, "not text"),
+}
+
+
+def _parameters(maker: Callable[..., Policy]) -> dict[str, type]:
+    """Return the names of what can stand behind the colon, each with its key in `_READERS`."""
+    described = RuleParameters if maker is _rule else maker
+    found: dict[str, type] = {}
+    for name, parameter in inspect.signature(described, eval_str=True).parameters.items():
+        members = get_args(parameter.annotation) or (parameter.annotation,)
+        kinds = [kind for kind in _READERS if kind in members]
+        if kinds:
+            found[name] = kinds[0]
+    return found
+
+
+def _value(policy: str, key: str, text: str, kind: type) -> Any:
     if not text:
         raise PolicyError(f"policy {policy}, {key}: no value given")
-    return {"true": True, "false": False}.get(text, text)
+    read, wrong = _READERS[kind]
+    try:
+        return read(text)
+    except ValueError as error:
+        raise PolicyError(f"policy {policy}: {key} {text}: {wrong}") from error
 
 
 def _make(text: str) -> Policy:
@@ -88,19 +125,18 @@ def _make(text: str) -> Policy:
     if name not in _POLICIES:
         raise PolicyError(f"unknown policy {name!r}; one of {', '.join(sorted(_POLICIES))}")
     maker = _POLICIES[name][0]
+    known = _parameters(maker)
     parameters: dict[str, Any] = {}
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
             raise PolicyError(f"policy {name}: {item!r} is not of the form key=value")
-        parameters[key.strip()] = _value(name, key.strip(), value.strip())
-    known = inspect.signature(maker).parameters
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-        for key in parameters:
-            if key not in known:
-                raise PolicyError(
-                    f"policy {name}: unknown parameter {key!r}; one of {', '.join(known) or 'none'}"
-                )
+        key = key.strip()
+        if key not in known:
+            raise PolicyError(
+                f"policy {name}: unknown parameter {key!r}; one of {', '.join(known) or 'none'}"
+            )
+        parameters[key] = _value(name, key, value.strip(), known[key])
     try:
         return maker(**parameters)
     except (TypeError, ValueError) as error:
@@ -111,7 +147,8 @@ def make_policy(text: str) -> Policy:
     """Build a policy from its name and parameters.
 
     Raises:
-        PolicyError: for an unknown name or parameter, naming it and those there are.
+        PolicyError: for an unknown name or parameter, naming it and those there are, and for a
+            value that is not what the parameter takes.
     """
     levels = text.split("+")
     if len(levels) == 1:

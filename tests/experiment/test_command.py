@@ -4,11 +4,14 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 
+from agents.evaluate.cell import check_policy
 from agents.evaluate.runner import run_cells
 from agents.experiment import Experiment, ExperimentConfig, Results, prepare
 from agents.experiment.store import RunStore
 from agents.experiment.tables import TABLES
+from hrl_planner.errors import PolicyError
 from tests import fake_bounds
 from tests.experiment.invented import cli, invent
 
@@ -70,6 +73,17 @@ def test_one_table_and_one_figure_each_have_a_command(file, config, tmp_path):
     assert done.exit_code == 0 and (tmp_path / "f.svg").exists()
 
 
+def test_a_table_can_be_about_another_entry(file):
+    config = ["--config", file]
+    assert cli("run", *config, "-j", "1", "--entry", "static", "--entry", "lp").exit_code == 0
+    shown = cli("table", "cells", *config, "--subject", "static")
+    assert shown.exit_code == 0 and "static against lp, cell by cell" in shown.output
+    assert "no run" not in shown.output and "subject" not in shown.output
+    refused = cli("table", "cells", *config, "--subject", "nobody")
+    assert refused.exit_code == 2
+    assert "subject 'nobody': no entry; one of static, subject, lp" in refused.output
+
+
 def test_runs_of_other_code_are_refused_kept_or_discarded_as_told(file, config, monkeypatch):
     invent(config, lambda *_: 0.5, entries={"lp", "static"})
     monkeypatch.setattr("agents.experiment.plan.code_digest", lambda more=(): "another-digest")
@@ -80,6 +94,40 @@ def test_runs_of_other_code_are_refused_kept_or_discarded_as_told(file, config, 
     gone = cli("run", "--config", file, "-j", "1", "--minutes", "0", "--other-code", "discard")
     assert "12 runs made by other code are discarded" in gone.output
     assert "0 of 36 runs" in gone.output
+
+
+def test_only_what_is_about_to_be_run_again_is_discarded(data, file, config, monkeypatch):
+    other = ExperimentConfig.model_validate(data | {"name": "other", "grace_s": 30})
+    longer = ExperimentConfig.model_validate(data | {"name": "longer", "traces": 3})
+    for experiment in (other, longer):
+        invent(experiment, lambda *_: 0.5, entries={"lp", "static", "lp-oracle"})
+    prepare(config).keep_keys()
+    entries = [entry | {"optional": True} for entry in data["entries"]]
+    file.write_text(yaml.safe_dump(data | {"entries": entries}))
+    monkeypatch.setattr("agents.experiment.plan.code_digest", lambda more=(): "another-digest")
+
+    def no_foresight(text):
+        if text == "lp-oracle":
+            raise PolicyError("nobody knows the future here")
+        check_policy(text)
+
+    monkeypatch.setattr("agents.evaluate.cell.check_policy", no_foresight)
+    discard = ("run", "--config", file, "-j", "1", "--minutes", "0", "--other-code", "discard")
+    part = cli(*discard, "--entry", "lp")
+    assert "6 runs made by other code are discarded" in part.output
+    assert "12 that this call does not run anew are kept" in part.output
+    whole = cli(*discard)
+    assert "6 runs made by other code are discarded" in whole.output
+    assert "6 that this call does not run anew are kept" in whole.output
+    store = RunStore(config.results)
+    left = {entry: len(list(store.lines(entry))) for entry in store.entries()}
+    # Six runs of the other experiment, three of the longer one's last trace, and what was kept.
+    assert left == {"lp": 9, "static": 9, "lp-oracle": 15}
+
+
+def test_an_entry_is_run_without_others_of_the_same_policy(file):
+    done = cli("run", "--config", file, "-j", "1", "--minutes", "0", "--entry", "lp-thrifty")
+    assert "0 of 6 runs" in done.output
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(file, config, monkeypatch):
@@ -107,6 +155,8 @@ def test_a_failing_run_is_reported_and_the_others_go_on(file, config, monkeypatc
         (["figure", "fronts", "--config", "FILE", "--out", "OUT"], "nothing to draw"),
         (["run", "--config", "FILE", "--entry", "nobody"], "nobody"),
         (["run", "--config", "/no/such.yaml"], "/no/such.yaml"),
+        (["run", "--config", "FILE", "--traces", "/no/folder"], "/no/folder"),
+        (["status", "--config", "FILE", "--traces", "/no/folder"], "/no/folder"),
     ],
 )
 def test_bad_arguments_end_in_a_message(file, tmp_path, arguments, named):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from agents.evaluate.config import policy_key
 from agents.experiment import ExperimentConfig, Results, prepare
-from agents.experiment.plan import policy_key
 from agents.experiment.store import RunStore, append
 from hrl_planner.errors import PolicyError
 from tests.experiment.invented import SMOKE, invent, run_all
