@@ -93,10 +93,9 @@ def test_every_job_starts_with_one_thread_per_library(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_job_fails_alone(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_fails_alone(backend: str, request: pytest.FixtureRequest) -> None:
     if backend == "ray":
-        pytest.importorskip("ray")
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        request.getfixturevalue("ray_alone")
     with open_executor(backend) as executor:
         got = outcomes(executor, (same, 1), (refuse,), (err,), (die,), (leave,), (same, 2))
     assert (got[0], got[-1]) == (1, 2)
@@ -143,3 +142,19 @@ def test_jobs_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     assert wait_for(lambda: ended(note.read_text()), 20.0)
+
+
+def test_a_cluster_of_ray_that_does_not_start_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def too_slow(**_: object) -> None:
+        raise Exception("the node timed out during startup")
+
+    monkeypatch.setattr(ray, "init", too_slow)
+    with (
+        pytest.raises(TrainingError, match=r"backend ray: no cluster.*timed out"),
+        open_executor("ray"),
+    ):
+        pass

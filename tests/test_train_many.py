@@ -23,11 +23,10 @@ from tests.tiny_training import ALLOCATOR, TINY, run, tiny
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_many_seeds_train_side_by_side(
-    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, backend: str, request: pytest.FixtureRequest
 ) -> None:
     if backend == "ray":
-        pytest.importorskip("ray")
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        request.getfixturevalue("ray_alone")
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({**TINY, "stages": [{**ALLOCATOR, "steps": 15}]}))
     arguments = ["train", "--config", str(path), "--out", str(tmp_path / "out"), "--seeds", "2"]

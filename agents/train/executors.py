@@ -192,7 +192,11 @@ def _last_words(exitcode: int | None) -> str:
 
 
 class RayExecutor:
-    """Jobs as Ray tasks of one core each, on the cluster of RAY_ADDRESS or a local one."""
+    """Jobs as Ray tasks of one core each, on the cluster of RAY_ADDRESS or a local one.
+
+    Raises:
+        TrainingError: there is no such cluster, or a local one does not start.
+    """
 
     def __init__(self) -> None:
         """See the class."""
@@ -200,7 +204,12 @@ class RayExecutor:
 
         self._ray = ray
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, configure_logging=True, include_dashboard=False)
+            try:
+                ray.init(log_to_driver=False, configure_logging=True, include_dashboard=False)
+            except (
+                Exception
+            ) as error:  # Ray raises plain ones too, as where a node starts too slowly
+                raise TrainingError(f"backend ray: no cluster to work on: {error}") from error
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.width = max(1, int(resources.get("CPU", 1)))
         self._attempt = ray.remote(num_cpus=1, max_retries=0)(_attempt)
