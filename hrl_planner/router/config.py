@@ -9,31 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hrl_planner._spec_file import describe, read_mapping
 from hrl_planner.errors import RouterError
-from hrl_planner.router.discovery import is_address
+from hrl_planner.router.addresses import ListeningAddress
 from hrl_planner.router.envoy.config import EnvoyConfig
 from hrl_planner.spec import ClusterSpec
 
-
-def _check_listening(text: str) -> str:
-    is_socket = text.startswith("unix:") and text != "unix:"
-    if not is_socket and not is_address(text, first_port=0):
-        raise ValueError("must be HOST:PORT, the port 0 to 65535, or unix:PATH")
-    return text
-
-
 Port = Annotated[int, Field(ge=0, le=65535)]
-ListeningAddress = Annotated[str, AfterValidator(_check_listening)]
 
 
 class _Model(BaseModel):
@@ -167,10 +151,6 @@ class RouterConfig(_Model):
     def _check(self) -> Self:
         for field in {"picker", "picker_http"} & self.envoy.model_fields_set:
             raise ValueError(f"envoy.{field} follows from the section picker; leave it out")
-        if not is_address(self.envoy.listen):
-            raise ValueError(
-                f"envoy.listen: must be HOST:PORT with a port to 65535, not {self.envoy.listen!r}"
-            )
         return self
 
     @staticmethod

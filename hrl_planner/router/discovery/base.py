@@ -6,22 +6,12 @@ A worker that is in no snapshot any more takes no new requests; those it is answ
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 Engine = Literal["vllm", "sglang"]
 DYNAMO_SCHEME = "dyn://"
-
-_ADDRESS = re.compile(r"[^/\s]+:([0-9]{1,5})")
-_LAST_PORT = 65535
-
-
-def is_address(text: str, first_port: int = 1) -> bool:
-    """Return whether a text is `host:port` with a port that can be; 0 is none to connect to."""
-    found = _ADDRESS.fullmatch(text)
-    return found is not None and first_port <= int(found[1]) <= _LAST_PORT
 
 
 @dataclass(frozen=True, slots=True)

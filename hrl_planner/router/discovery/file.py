@@ -20,32 +20,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from watchfiles import awatch
 
 from hrl_planner._spec_file import describe, read_mapping
 from hrl_planner.errors import RouterError
-from hrl_planner.router.discovery.base import Engine, Snapshot, Worker, is_address
+from hrl_planner.router.addresses import Address
+from hrl_planner.router.discovery.base import Engine, Snapshot, Worker
 
 _log = logging.getLogger(__name__)
 _REREAD_S = 5.0
 
-
-def _check_address(text: str) -> str:
-    if not is_address(text):
-        raise ValueError("must be HOST:PORT, the port 1 to 65535")
-    return text
-
-
 Name = Annotated[str, Field(min_length=1)]
-Address = Annotated[str, AfterValidator(_check_address)]
 ZmqEndpoint = Annotated[str, Field(pattern=r"^(tcp|ipc|inproc)://\S+$")]
 EventSource = Annotated[
     str,

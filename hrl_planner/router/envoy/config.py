@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from hrl_planner.router.addresses import Address, ListeningAddress
+
 
 class EnvoyConfig(BaseModel):
     """What of Envoy an operator may set.
@@ -40,10 +42,10 @@ class EnvoyConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    listen: str = Field("0.0.0.0:8000", pattern=r"^[^/\s]+:\d+$")
+    listen: Address = "0.0.0.0:8000"
     admin_port: int = Field(9901, ge=1, le=65535)
-    picker: str = Field("127.0.0.1:9002", pattern=r"^(unix:/.+|[^/\s]+:\d+)$")
-    picker_http: str = Field("127.0.0.1:9003", pattern=r"^(unix:/.+|[^/\s]+:\d+)$")
+    picker: ListeningAddress = "127.0.0.1:9002"
+    picker_http: ListeningAddress = "127.0.0.1:9003"
     concurrency: PositiveInt = 2
     max_body_bytes: PositiveInt = 16 << 20
     max_connections: PositiveInt = 20_000
