@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hrl_planner.observation import ClusterObservation
+from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import Plan, PlanContext
 
 QUOTA = "quota"
@@ -13,7 +14,7 @@ WHOLE_QUOTA = "all of the quota"
 
 
 class QuotaPolicy:
-    """See the module. It remembers nothing, and is of no use without somebody who sets quotas."""
+    """See the module. It remembers nothing; a pool that was given no quota keeps what it has."""
 
     name = QUOTA
     interval_s = 10.0
@@ -23,7 +24,8 @@ class QuotaPolicy:
         self.interval_s = context.spec.intervals.local_s
 
     def decide(self, observation: ClusterObservation) -> Plan:
-        """Answer with the quotas; pools without one get nothing."""
+        """Answer with the quotas."""
         quotas = observation.pool_field("quota")
-        known = np.where(np.isnan(quotas), 0.0, quotas).astype(np.int64)
-        return Plan(known, reason=WHOLE_QUOTA)
+        kept = np.maximum(current_targets(observation), 0)
+        replicas = np.where(np.isfinite(quotas), quotas, kept).astype(np.int64)
+        return Plan(replicas, reason=WHOLE_QUOTA)

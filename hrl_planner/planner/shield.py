@@ -32,6 +32,7 @@ from hrl_planner.planner.checkpoint import Ranges
 from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.policy import Plan, PlanContext, Policy
+from hrl_planner.planner.quota import QuotaPolicy
 
 _log = logging.getLogger(__name__)
 
@@ -159,13 +160,6 @@ def hold(observation: ClusterObservation, reason: str) -> Plan:
     return Plan(np.maximum(current_targets(observation), 0), reason=f"hold: {reason}")
 
 
-def quota_or_hold(observation: ClusterObservation) -> Plan:
-    """Return the quotas as targets; pools that have been given none keep what they have."""
-    quotas = observation.pool_field("quota")
-    kept = np.maximum(current_targets(observation), 0)
-    return Plan(np.where(np.isfinite(quotas), quotas, kept).astype(np.int64))
-
-
 class ShieldedAllocator:
     """A learned allocator that gives way where it should not decide.
 
@@ -262,7 +256,7 @@ class ShieldedScaler:
         self, learned: LearnedScaler, rule: Policy, ranges: Ranges, log: Interventions
     ) -> None:
         """See the class."""
-        self._learned, self._rule = learned, rule
+        self._learned, self._rule, self._quota = learned, rule, QuotaPolicy()
         self._check = RangeCheck(ranges)
         self._log = log
         self.interval_s = learned.interval_s
@@ -282,7 +276,9 @@ class ShieldedScaler:
             return self._instead(observation, "hold", *blind, hold(observation, blind[1]))
         if wish is None:
             failed = f"the rule failed: {failure}"
-            return self._instead(observation, "quota", "prior", failed, quota_or_hold(observation))
+            return self._instead(
+                observation, "quota", "prior", failed, self._quota.decide(observation)
+            )
         cause: Cause = "range"
         try:
             reader = self._learned.reader
@@ -291,7 +287,7 @@ class ShieldedScaler:
                 return self._learned.decide(observation)
         except Exception as error:
             cause, why = "network", f"{type(error).__name__}: {error}"
-        return self._instead(observation, "quota", cause, why, quota_or_hold(observation))
+        return self._instead(observation, "quota", cause, why, self._quota.decide(observation))
 
     def _instead(
         self, observation: ClusterObservation, action: Action, cause: Cause, why: str, plan: Plan
