@@ -202,6 +202,7 @@ def _window_start_s(whole: Trace, duration_s: float, seed: int) -> float:
     return spare_s * (seed % _WINDOWS) / (_WINDOWS - 1)
 
 
+@lru_cache(maxsize=2)
 def _test_days(path: Path) -> RateCurve:
     """The last fifth of the days, which nothing was trained or chosen on; all of a single day."""
     curve = read_rate_curve(path)

@@ -275,13 +275,12 @@ def _play(student: SetPolicy, lesson: Lesson, n_steps: int, seed: int, states: S
     observations = torch.from_numpy(np.asarray(env.reset(), np.float32))
     for _ in range(n_steps):
         with torch.no_grad():
-            actions = student._predict(observations, True).numpy()
             own = _answers(student, observations)
         right = torch.zeros_like(own)
         if lesson.teachers is not None:
             right = lesson.teachers.answer(take_apart(observations, env.layout))
         states.add(observations, right)
-        observations = torch.from_numpy(np.asarray(env.step(actions)[0], np.float32))
+        observations = torch.from_numpy(np.asarray(env.step(own.numpy())[0], np.float32))
 
 
 def _answers(student: SetPolicy, observations: Tensor) -> Tensor:
