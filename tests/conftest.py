@@ -14,28 +14,39 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 if TYPE_CHECKING:
-    from hrl_planner.localcluster import ControlPlane
+    from hrl_planner.localcluster import ControlPlane, KubeBinaries
 
 
 @pytest.fixture(scope="session")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A Kubernetes control plane, one per test process; keep to a namespace of your own.
+def kube_binaries() -> KubeBinaries:
+    """The programs of a Kubernetes control plane.
 
-    A test that stops a server starts it again. Skipped where the programs are absent, unless
-    HRL_PLANNER_KUBE=require, which gets them, by building if need be.
+    Skipped where they are absent, unless HRL_PLANNER_KUBE=require, which gets them, by building if
+    need be.
     """
     pytest.importorskip("kubernetes")
     from hrl_planner.errors import LocalClusterError
-    from hrl_planner.localcluster import ControlPlane, find_binaries, obtain_binaries
+    from hrl_planner.localcluster import find_binaries, obtain_binaries
 
     if os.environ.get("HRL_PLANNER_KUBE") == "require":
-        binaries = obtain_binaries(allow_download=True, allow_build=True)
-    else:
-        try:
-            binaries = find_binaries()
-        except LocalClusterError as error:
-            pytest.skip(str(error))
-    with ControlPlane.start(tmp_path_factory.mktemp("kube"), binaries) as plane:
+        return obtain_binaries(allow_download=True, allow_build=True)
+    try:
+        return find_binaries()
+    except LocalClusterError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def control_plane(
+    tmp_path_factory: pytest.TempPathFactory, kube_binaries: KubeBinaries
+) -> Iterator[ControlPlane]:
+    """A Kubernetes control plane, one per test process; keep to a namespace of your own.
+
+    A test that stops a server starts it again; one that takes definitions away starts its own.
+    """
+    from hrl_planner.localcluster import ControlPlane
+
+    with ControlPlane.start(tmp_path_factory.mktemp("kube"), kube_binaries) as plane:
         yield plane
 
 

@@ -5,13 +5,7 @@ Each test breaks one thing among four pools that are planned for, on a real API 
 
 from __future__ import annotations
 
-import json
 import logging
-import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,14 +19,13 @@ from kubernetes import client
 
 from benchmarks.cluster.store import wait_until
 from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
-from hrl_planner.control.requests import DeniedError, MissingDefinitionError
+from hrl_planner.control.requests import DeniedError
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
 from hrl_planner.kube.resources import Condition
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.spec import ClusterSpec
-from tests.kube_objects import create_objects, install_definitions, mirrors_of
-from tests.scale_definitions import install, remove
+from tests.kube_objects import install_definitions, mirrors_of
 from tests.test_control import Site, equal_split
 
 pytestmark = pytest.mark.kube
@@ -460,82 +453,3 @@ def test_quotas_that_may_not_be_written_stand_on_the_group(
     assert 'cannot patch resource "workerpools"' in condition.message
     assert len(events(site, "Denied", SPEC.name)) == 1
     assert set(site.replicas().values()) == {1}
-
-
-def let_go_of_all_pools(admin: client.ApiClient) -> None:
-    """Take off the finalizers that no planner is there to take off."""
-    objects: Any = client.CustomObjectsApi(admin)
-    for pool in objects.list_cluster_custom_object(GROUP, VERSION, POOLS)["items"]:
-        metadata = pool["metadata"]
-        try:
-            objects.patch_namespaced_custom_object(
-                GROUP, VERSION, metadata["namespace"], POOLS, metadata["name"],
-                {"metadata": {"finalizers": None}}, _content_type=MERGE,
-            )  # fmt: skip
-        except client.ApiException as error:
-            if error.status != 404:
-                raise
-
-
-def ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        return False
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.mark.slow
-def test_missing_definitions_are_named_and_a_planner_begins_once_they_are_installed(
-    control_plane: ControlPlane, admin: client.ApiClient
-) -> None:
-    let_go_of_all_pools(admin)
-    for definition in definitions().values():
-        remove(admin, definition)
-    with control_plane.namespace("none") as namespace:
-        connector = Connector(admin, namespace)
-        planner = GlobalPlanner(connector, SPEC.name, NoMetrics(), lambda: 0.0)
-        with pytest.raises(MissingDefinitionError, match=r"servinggroups.hrl-planner.io is not"):
-            planner.round()
-        with pytest.raises(MissingDefinitionError, match=r"workerpools.hrl-planner.io is not"):
-            connector.pools()
-        other = definitions()["hrl-planner.io_servinggroups.yaml"]
-        other["spec"]["versions"][0]["name"] = "v2"
-        install(admin, other)
-        with pytest.raises(MissingDefinitionError, match="version v2, and this planner reads"):
-            planner.round()
-        remove(admin, other)
-
-        port = unused_port()
-        where = [f"--namespace={namespace}", f"--kubeconfig={control_plane.kubeconfig}"]
-        command = [
-            sys.executable, "-m", "hrl_planner.cli", "plan", "all", "--no-metrics",
-            f"--health-port={port}", *where,
-        ]  # fmt: skip
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            try:
-                assert process.stdout is not None
-                assert process.stderr is not None
-                lines = iter(process.stderr.readline, "")
-                said = next(line for line in lines if "is not installed" in line)
-                assert "hrl-planner crds | kubectl apply -f -" in said
-                assert not ready(port)
-                install_definitions(admin)
-                create_objects(client.CustomObjectsApi(admin), SPEC, namespace, allocator="static")
-                assert json.loads(process.stdout.readline())["level"] in ("global", "local")
-                assert wait_until(lambda: ready(port), 30.0)
-            finally:
-                process.terminate()
-                _, rest = process.communicate(timeout=30)
-        assert "cannot tell which planners there should be" not in rest  # said once
-        assert planner.round().plan is not None

@@ -127,6 +127,9 @@ def torment(
 ) -> Run:
     """Break things for a while, then let the cluster come to rest.
 
+    Demand changes at least once, however long the first fault takes: what comes first may be what
+    the cluster can carry as it is.
+
     Args:
         made: the cluster of a stage.
         planners: of it.
@@ -144,7 +147,7 @@ def torment(
     demands: list[Span] = []
     phase_end_s, acts = 0.0, 0
     deal_demand = _deal(list(DEMANDS), random)
-    while (now_s := time.time()) < began_s + seconds:
+    while (now_s := time.time()) < began_s + seconds or len(demands) < 2:
         if now_s > phase_end_s:
             made.workers.demand = next(deal_demand)
             demands.append(Span("demand", now_s, now_s + pace.calm_s))
