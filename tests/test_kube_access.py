@@ -14,12 +14,20 @@ from hrl_planner.cli import app
 from hrl_planner.errors import KubeError
 from hrl_planner.kube.access import blocking_client, find_configuration
 
+CONFIG = (
+    b"{current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}], "
+    b'clusters: [{name: c, cluster: {server: "https://127.0.0.1:1", %s}}], '
+    b"users: [{name: u, user: {client-certificate-data: Z2FyYmFnZQ==, "
+    b"client-key-data: Z2FyYmFnZQ==}}]}"
+)
 BROKEN = {
     "bytes that are no text": b"\xff\xfe\x00",
     "no mapping": b"[]\n",
     "no context": b"a: 1\n",
     "no YAML": b"a: [\n",
     "a context of another type": b"current-context: a\ncontexts: [{name: a, context: x}]\n",
+    "an authority that is no certificate": CONFIG % b"certificate-authority-data: Z2FyYmFnZQ==",
+    "a client certificate that is none": CONFIG % b"insecure-skip-tls-verify: true",
     "a list of other things": b"current-context: a\ncontexts: [1]\n",
 }
 

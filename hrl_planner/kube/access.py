@@ -7,6 +7,7 @@ KUBECONFIG or ~/.kube/config.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,7 @@ def blocking_client(
             config.load_kube_config(  # type: ignore[no-untyped-call]
                 _name_of(kubeconfig), client_configuration=configuration
             )
+        _check_certificates(configuration)
     # A request that is tried four times over, each time for as long as it may last, holds up all
     # that its planner has to do; the next round tries again anyway.
     configuration.retries = False
@@ -69,6 +71,7 @@ async def find_configuration(kubeconfig: Path | None = None) -> aio_client.Confi
             await aio_config.load_kube_config(  # type: ignore[no-untyped-call]
                 _name_of(kubeconfig), client_configuration=configuration
             )
+        _check_certificates(configuration)
     return configuration
 
 
@@ -87,6 +90,20 @@ def _named(kubeconfig: Path | None) -> Iterator[None]:
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise KubeError(f"no way to the API server: {_source(kubeconfig)}: {reason}") from error
+
+
+def _check_certificates(configuration: client.Configuration | aio_client.Configuration) -> None:
+    """Read certificates now: clients do so at their first call, far from the name of the file."""
+    context = ssl.create_default_context()
+    field = "certificate-authority"
+    try:
+        if configuration.ssl_ca_cert:
+            context.load_verify_locations(configuration.ssl_ca_cert)
+        field = "client-certificate or client-key"
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    except OSError as error:
+        raise ValueError(f"{field}: {error}") from error
 
 
 def _source(kubeconfig: Path | None) -> str:
