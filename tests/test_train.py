@@ -191,6 +191,25 @@ def test_days_are_made_once_and_leave_the_generator_as_making_them_does() -> Non
     assert shared(EpisodeOptions(), np.random.default_rng(3)) is not episode  # forgotten
 
 
+def test_ample_clusters_have_more_gpus_for_less_load() -> None:
+    spec, generator = ClusterSpec.load("reference"), np.random.default_rng(4)
+    fixed = {"tightness": [1.0, 1.0], "load": [0.5, 0.5], "as_told": 1.0}
+    requests, per_request = {}, {}
+    for ample in (0.0, 0.5, 1.0):
+        changes = {**TINY["randomise"], **fixed, "ample": ample}
+        source = RandomEpisodes(spec, tiny(randomise=changes).randomise, validation=False)
+        episodes = [source(EpisodeOptions(), generator) for _ in range(24)]
+        requests[ample] = np.array([len(e.trace.arrival_s) for e in episodes])
+        held = np.array([sum(e.spec.budget.gpus.values()) for e in episodes])
+        per_request[ample] = held / requests[ample]
+    plain = per_request[0.0].max()
+    assert 0.2 < (per_request[0.5] > 1.2 * plain).mean() < 0.8
+    assert (per_request[1.0] > 1.2 * plain).mean() > 0.8
+    assert per_request[1.0].max() < 4.5 * plain
+    assert requests[1.0].min() < 0.4 * requests[0.0].min()
+    assert requests[1.0].max() < 1.1 * requests[0.0].max()
+
+
 def test_the_budget_drawn_is_relative_to_what_a_scenario_needs() -> None:
     spec = ClusterSpec.load("reference")
     held = []

@@ -48,6 +48,9 @@ class RandomiseConfig(_Model):
         load: factor on the scenario's rates, log-uniform.
         loads: a further factor on the rates of a scenario, by its name; 1 where absent.
         tightness: factor on the GPUs of every type, over the load and the scenario's need.
+        ample: chance that this factor is one to four times its upper end, and the load down to a
+            quarter of its lower: clusters that are nearly empty, where letting go is all there is
+            to learn.
         needs: factor on the spec's budget that a scenario needs at load 1, by its name; 1 where
             absent: the size for which it was made. `hrl-planner experiment table needs` has them.
         startup: factor on start-up times, which stay within 30 to 420 s.
@@ -64,6 +67,7 @@ class RandomiseConfig(_Model):
     load: tuple[float, float] = (0.2, 1.1)
     loads: dict[str, float] = Field(default_factory=dict)
     tightness: tuple[float, float] = (0.5, 1.2)
+    ample: float = Field(0.0, ge=0, le=1)
     needs: dict[str, float] = Field(default_factory=dict)
     startup: tuple[float, float] = (0.5, 2.0)
     profile_error: float = Field(0.1, ge=0, le=1)

@@ -7,8 +7,9 @@ every round it plays training days, the teachers say what they would answer, and
 rounds so far. It is as large as one of them, and its answers are scaled like theirs were, on
 validation days (`agents.train.shrink`).
 
-A third of the clusters it plays have more GPUs than any the teachers were trained with. What those
-would say there nobody has tried, and the student is taught action 0: the planner without learning.
+Where teachers were trained on no ample clusters (`RandomiseConfig.ample`), a third of those it
+plays are ample. What teachers would say there nobody has tried, and the student is taught action 0:
+the planner without learning.
 """
 
 from __future__ import annotations
@@ -40,9 +41,6 @@ _BATCH = 512
 _LEARNING_RATE = 2e-3
 _STREAM = 2**31 + 2  # of training days, apart from those of any stage
 _HEADS = ("terms", "residual", "flat")
-# Clusters beyond the teachers' training: budgets from its most generous to so many times that, and
-# loads down to so small a part of its lightest.
-_AMPLE, _LIGHT = 4.0, 0.25
 
 OnRound = Callable[[int, float], None]
 """Told the round, from 1, and the share of the teachers' mean square the student misses there."""
@@ -174,10 +172,12 @@ def distil(
     torch.manual_seed(seed)
     level = make_level(stage, config.prior, teachers[0].scaler)
     env = make_env(config, level, stage.n_envs, future=False, validation=False)
-    n_ample = max(stage.n_envs // 2, 1)
-    ample = make_env(_ample(config), level, n_ample, future=False, validation=False)
     student = _student(stage, env, teachers)
-    lessons = [Lesson(env, Teachers(teachers, _head(student))), Lesson(ample, None)]
+    lessons = [Lesson(env, Teachers(teachers, _head(student)))]
+    if not config.randomise.ample:
+        n_ample = max(stage.n_envs // 2, 1)
+        ample = make_env(_ample(config), level, n_ample, future=False, validation=False)
+        lessons.append(Lesson(ample, None))
     missed = _learn(student, lessons, config, stage, rounds, on_round)
     for lesson in lessons:
         lesson.env.close()
@@ -237,14 +237,9 @@ def _head(student: SetPolicy) -> ResidualHead:
 
 
 def _ample(config: TrainConfig) -> TrainConfig:
-    """Return the same training on clusters with more GPUs for what they serve."""
-    randomise = config.randomise
-    most = randomise.tightness[1]
-    beyond = {
-        "tightness": (most, _AMPLE * most),
-        "load": (_LIGHT * randomise.load[0], randomise.load[1]),
-    }
-    return config.model_copy(update={"randomise": randomise.model_copy(update=beyond)})
+    """Return the same training on clusters with more GPUs than it had."""
+    randomise = config.randomise.model_copy(update={"ample": 1.0})
+    return config.model_copy(update={"randomise": randomise})
 
 
 def _learn(

@@ -23,6 +23,7 @@ FIRST_VALIDATION_DAY, FIRST_TRAINING_DAY = 100, 1000
 _TRAINING_DAYS = 2**30
 _STARTUP_S = (30.0, 420.0)
 _MTBF_H = 2.0
+_AMPLE, _LIGHT = 4.0, 0.25
 
 
 class RandomEpisodes:
@@ -46,8 +47,13 @@ class RandomEpisodes:
     def __call__(self, options: EpisodeOptions, generator: np.random.Generator) -> Episode:
         """Make the next episode."""
         config = self._config
-        load = float(np.exp(generator.uniform(*np.log(config.load))))
-        tightness = float(generator.uniform(*config.tightness))
+        least, most = config.load
+        scarce = config.tightness
+        if config.ample and generator.random() < config.ample:
+            least *= _LIGHT
+            scarce = (scarce[1], _AMPLE * scarce[1])
+        load = float(np.exp(generator.uniform(*np.log((least, most)))))
+        tightness = float(generator.uniform(*scarce))
         scenario = str(generator.choice(config.scenarios))
         load *= config.loads.get(scenario, 1.0)
         budget = load * tightness * config.needs.get(scenario, 1.0)
