@@ -109,7 +109,7 @@ def test_the_bound_holds_for_aggregated_pools_too(rate: float) -> None:
     assert 0.0 < value_share(simulation.result()) <= bound.value_share + 1e-6
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(rate=st.floats(20.0, 200.0), factor=st.floats(0.5, 1.5), more=st.floats(1.1, 2.0))
 def test_less_limits_never_lower_the_bound(rate: float, factor: float, more: float) -> None:
     offered = poisson(rate, 240.0, seed=1)
@@ -143,7 +143,7 @@ def test_the_bound_holds_no_more_than_the_budget() -> None:
     assert bound.value_share < 1.0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(rate=st.floats(2.0, 20.0), more=st.floats(1.3, 3.0), seed=st.integers(0, 100))
 def test_more_load_needs_more_budget(rate: float, more: float, seed: int) -> None:
     light = poisson(rate, 600.0, seed)
@@ -167,7 +167,7 @@ def test_with_the_budget_needed_the_bound_serves_the_share_asked_for() -> None:
     assert bound.value_share >= 0.99
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(spec=st.sampled_from(SPECS), factor=st.floats(0.01, 12.0))
 def test_a_tightened_spec_is_valid_and_keeps_its_minimum(spec: ClusterSpec, factor: float) -> None:
     tight = tighten(spec, factor)  # the validator has seen it

@@ -113,7 +113,7 @@ def brute_force(case: Case) -> np.ndarray | None:
     return best
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cases())
 def test_cheapest_plan_within_budgets_per_type(case: Case) -> None:
     if not case.arrays.fits(case.current):
@@ -126,7 +126,7 @@ def test_cheapest_plan_within_budgets_per_type(case: Case) -> None:
     assert case.cost(found) == pytest.approx(case.cost(best), rel=1e-9, abs=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(coupled=True))
 def test_cheapest_plan_with_total_and_watts(case: Case) -> None:
     if not case.arrays.fits(case.current):
@@ -148,14 +148,14 @@ def test_a_plan_may_take_the_last_watt() -> None:
     assert found.tolist() == [2, 2]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cases(coupled=True))
 def test_never_above_the_budget_unless_the_minimum_is(case: Case) -> None:
     if case.arrays.fits(np.minimum(case.arrays.minimum, case.current)):
         assert case.arrays.fits(case.project())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(cases(coupled=True))
 def test_a_cluster_over_budget_only_shrinks(case: Case) -> None:
     held = case.arrays.gpus * case.current
@@ -168,7 +168,7 @@ def test_a_cluster_over_budget_only_shrinks(case: Case) -> None:
         assert np.all(found <= case.current)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(coupled=True))
 def test_compiled_answer_is_feasible_even_where_types_are_coupled(case: Case) -> None:
     found = np.empty_like(case.current)
@@ -178,7 +178,7 @@ def test_compiled_answer_is_feasible_even_where_types_are_coupled(case: Case) ->
         assert case.arrays.fits(found)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_projection_is_idempotent(case: Case) -> None:
     found = case.project()

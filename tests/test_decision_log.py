@@ -178,7 +178,7 @@ def observation(rng: np.random.Generator, spec: ClusterSpec = SPEC) -> ClusterOb
 numbers = st.floats(allow_infinity=False) | st.integers(0, 10**6).map(float) | st.just(float("nan"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_what_was_seen_is_read_back_to_the_last_bit(data: st.DataObject) -> None:
     seen = observation(np.random.default_rng(0))
@@ -200,7 +200,7 @@ def test_what_was_seen_is_read_back_to_the_last_bit(data: st.DataObject) -> None
     np.testing.assert_array_equal(again.classes, seen.classes)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(["quota", "rule", "thresholds", "hpa", "queue-length"]), st.integers(0, 999))
 def test_what_is_written_of_one_pool_is_all_its_policy_looked_at(policy: str, seed: int) -> None:
     """Of policies that decide each pool by its own row; others' rows are not written down."""

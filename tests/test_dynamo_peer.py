@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import agents.peers  # noqa: F401  (registers the policy)
@@ -77,7 +77,6 @@ def test_shares_add_up_and_differ_by_at_most_one(total: int, parts: int) -> None
     assert max(shares) - min(shares) <= 1
 
 
-@settings(deadline=None)  # the first call compiles
 @given(ready=st.integers(1, 8), waiting=st.integers(0, 50), running=st.integers(0, 50))
 @pytest.mark.parametrize(("index", "kind"), [(PREFILL, "prefill"), (DECODE, "decode")])
 def test_workers_together_have_the_requests_of_their_pool(

@@ -53,7 +53,7 @@ def test_the_interval_over_training_seeds_covers_the_truth_about_as_often_as_it_
     assert 0.85 <= hits / 200 <= 1.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CUBES)
 def test_estimates_lie_within_the_runs_and_count_them(scores):
     present = scores[~np.isnan(scores)]
@@ -68,7 +68,7 @@ def test_estimates_lie_within_the_runs_and_count_them(scores):
             assert present.min() - 1e-9 <= found.low <= found.high <= present.max() + 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CUBES)
 def test_a_policy_against_itself_wins_half_and_differs_by_nothing(scores):
     won = probability_of_improvement(scores, scores, draws=50)
@@ -118,7 +118,7 @@ def test_the_profile_is_the_share_of_runs_strictly_above():
     assert (low <= value).all() and (value <= high).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(CUBES)
 def test_profiles_fall(scores):
     value, *_ = performance_profile(scores, np.linspace(-0.1, 1.1, 7), draws=20)

@@ -44,7 +44,7 @@ def test_unknown_metrics_become_zero_and_are_marked() -> None:
     assert np.all(feature(pools, "kv_use") == 0.0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0, 1e9, allow_nan=False))
 def test_features_stay_within_a_few_units(fill: float) -> None:
     for values in encode(observation(fill), SCALES):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.simulation import SimResult, Simulation
@@ -67,14 +67,14 @@ def assert_agreement(case: Case) -> None:
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(data=st.data())
 def test_every_request_agrees(router: str, data: st.DataObject) -> None:
     """All features at random, each router as often as the others."""
     assert_agreement(data.draw(cases((router,))))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(chosen=features(("kv_slo", "round_robin")))
 def test_prefix_caches_under_pressure_agree(chosen: Features) -> None:
     """Caches of a few prompts, and prompts in chunks: blocks go while their users still wait."""

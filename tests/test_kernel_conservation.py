@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.simulation import SimResult, Simulation
@@ -31,9 +31,7 @@ COLUMNS = (
     "restarts",
 )
 
-random_cases = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+random_cases = settings(max_examples=100)
 
 
 def start(case: Case) -> Simulation:

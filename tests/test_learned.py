@@ -114,7 +114,7 @@ def test_parameters_that_cannot_be_are_refused(tmp_path: Path) -> None:
         make_policy(f"learned:path={path}").decide(Simulation(SPEC, requests()).observe())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 7), st.floats(-2.0, 9.0)), min_size=4, max_size=4))
 def test_no_action_gives_the_plan_however_it_was_rounded(
     pools: list[tuple[int, float]],

@@ -27,7 +27,6 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 SEARCH = settings(
     max_examples=1500,
     stateful_step_count=12,
-    deadline=None,
     database=None,
     derandomize=True,
     phases=[Phase.generate],

@@ -21,7 +21,6 @@ def schedules(count: int) -> settings:
     return settings(
         max_examples=count,
         stateful_step_count=12,
-        deadline=None,
         database=None,
         phases=[Phase.generate],  # a burst's seed does not shrink
         derandomize="LEDGER_SCHEDULES" not in os.environ,

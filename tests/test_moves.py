@@ -103,7 +103,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(clusters, st.integers(0, 999), st.integers(0, 2))
 def test_no_move_breaks_the_budget_and_the_projection_changes_nothing(
     spec: ClusterSpec, seed: int, padding: int
@@ -127,7 +127,7 @@ def test_no_move_breaks_the_budget_and_the_projection_changes_nothing(
         np.testing.assert_array_equal(project(made, current, arrays), made)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(clusters, st.integers(0, 999))
 def test_whatever_is_asked_the_moves_made_stay_within_the_budget(
     spec: ClusterSpec, seed: int
@@ -217,7 +217,7 @@ def test_decisions_are_drawn_with_the_probabilities_that_are_judged() -> None:
 
 
 @torch.no_grad()
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 999))
 def test_permuting_pools_permutes_the_distribution(seed: int) -> None:
     torch.manual_seed(seed)
@@ -239,7 +239,7 @@ def test_permuting_pools_permutes_the_distribution(seed: int) -> None:
 
 
 @torch.no_grad()
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(clusters, st.integers(0, 999), st.integers(0, 2))
 def test_numpy_and_torch_decide_the_same_whatever_the_padding(
     spec: ClusterSpec, seed: int, padding: int

@@ -50,7 +50,7 @@ shapes = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes, st.integers(1, 16), st.integers(1, 4), st.integers(0, 3), st.integers(0, 999))
 def test_numpy_and_torch_agree_whatever_the_padding(
     shape: NetShape, n_pools: int, n_classes: int, padding: int, seed: int
@@ -69,7 +69,7 @@ def test_numpy_and_torch_agree_whatever_the_padding(
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shapes, st.integers(2, 12), st.integers(0, 999))
 def test_permuting_pools_permutes_the_answer(shape: NetShape, n_pools: int, seed: int) -> None:
     net = pack(tensors(shape, seed), shape)

@@ -161,7 +161,6 @@ def test_a_schedule_that_fails_shrinks_to_few_lines(monkeypatch: pytest.MonkeyPa
     journal: list[str] = []
 
     @settings(
-        deadline=None,
         derandomize=True,
         phases=[Phase.generate, Phase.shrink],
         report_multiple_bugs=False,

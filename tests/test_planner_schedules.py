@@ -54,9 +54,7 @@ def test_the_budget_is_never_exceeded_and_the_plan_is_reached(hands: bool) -> No
 
 
 @pytest.mark.parametrize("hands", [False, True], ids=["planners alone", "with hands"])
-@settings(
-    max_examples=EXAMPLES // 2, deadline=None, derandomize="PLANNER_EXAMPLES" not in os.environ
-)
+@settings(max_examples=EXAMPLES // 2, derandomize="PLANNER_EXAMPLES" not in os.environ)
 @given(random=st.randoms(use_true_random=False))
 def test_the_same_holds_of_schedules_that_shrink(random: Random, hands: bool) -> None:
     PlannerCluster(random, hands=hands).run(fewest=1, most=25)

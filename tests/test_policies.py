@@ -58,7 +58,7 @@ def closed_loop(
     return simulation, steps
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     name=st.sampled_from(NAMES),
     rate=st.floats(0.5, 60.0),

@@ -174,7 +174,7 @@ def test_a_prompt_counts_as_computed_when_the_profile_says_so():
     assert bench.load(name)["active"] == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("aebcxl"), st.integers(0, 30)), max_size=60))
 def test_books_never_go_below_nothing_and_end_at_nothing(steps: list[tuple[str, int]]):
     """Arrivals, ends, corrections, time, workers that come and go: load is what is open."""

@@ -125,7 +125,7 @@ class Engine:
         return n
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(operation, max_size=30), st.lists(paths, min_size=1, max_size=4))
 def test_overlap_is_the_longest_prefix_whose_blocks_are_all_held(
     operations: list[tuple[str, int, list[int]]], prompts: list[list[int]]
@@ -221,7 +221,7 @@ class ModelOfRouted:
         self.deadline = {path: d for path, d in self.deadline.items() if d > now_s}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(paths, st.integers(0, 7)), max_size=40))
 def test_routed_blocks_live_as_long_as_a_deadline_per_block_says(
     decisions: list[tuple[list[int], int]],

@@ -286,7 +286,7 @@ wild = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_whatever_is_seen_a_plan_comes_out_within_the_budget(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -19,7 +19,7 @@ from tests.builders import GPU, cluster, pool
 Floats = NDArray[np.float64]
 
 INF = highspy.kHighsInf
-MANY = settings(max_examples=1500, deadline=None)
+MANY = settings(max_examples=1500)
 
 
 def highs(cost: Floats, low: Floats, high: Floats, rows: list[tuple[float, float, Floats]]):
@@ -106,7 +106,7 @@ def test_it_does_not_cycle_where_the_steepest_column_does() -> None:
 
 
 @given(seed=st.integers(0, 2**31), data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_start_at_upper_bounds_leads_to_the_same_objective(
     seed: int, data: st.DataObject
 ) -> None:
@@ -298,7 +298,7 @@ def check_feasible(model: FluidModel, x: Instance, found: Allocation) -> None:
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_marginal_value_bounds_what_more_of_a_pool_is_worth(seed: int) -> None:
     # The optimum is concave in the capacity of a pool, so its dual lies above the gain of any step.
     spec = SPECS[3]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -175,7 +175,6 @@ def test_a_planner_that_holds_has_nothing_to_plan_again() -> None:
     action=arrays(np.float64, SHAPE, elements=st.floats(-10, 10)),
     roles=st.lists(st.integers(0, 2), min_size=1, max_size=8),
 )
-@settings(deadline=None)
 def test_terms_stay_within_their_bounds_and_zeros_change_nothing(
     action: FloatArray, roles: list[int]
 ) -> None:

@@ -94,7 +94,7 @@ def test_stretching_time_keeps_requests_and_changes_the_rate() -> None:
 
 
 @given(rate=st.floats(0.2, 4.0), seed=st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_scaling_the_rate_multiplies_requests_and_stays_a_trace(rate: float, seed: int) -> None:
     trace = independent_requests(constant(5.0, 400.0), seed=1)
     scaled = trace.scale(rate=rate, seed=seed)
