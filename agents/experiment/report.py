@@ -90,7 +90,7 @@ def make_section(results: Results, config_file: Path) -> Section:
             )
             for name in config.figures
         ],
-        missing=[*results.experiment.notes, *missing(results)],
+        missing=missing(results),
     )
 
 

@@ -278,7 +278,7 @@ def groups(results: Results) -> Table:
             f"runs of {config.subject}",
         ),
         rows,
-        [*results.experiment.notes, *missing(results)],
+        missing(results),
     )
 
 

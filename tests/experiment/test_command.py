@@ -28,6 +28,9 @@ def test_the_smoke_experiment_from_yaml_to_report(file, config):
     assert reported.exit_code == 0 and "36 of 42 runs" in reported.output
     page = (config.results / "report.html").read_text()
     assert len(page) < 2e6
+    assert "Run so far, absent: none of 6 runs" in page
+    assert "no-such-planner" not in page  # why a run cannot be made here says nothing of results
+    assert "no-such-planner" in cli("status", "--config", file).output
     assert not re.search(r"<(script|link|img)\b", page), "nothing is fetched"
     text = (config.results / "README.md").read_text()
     for name in config.tables:
