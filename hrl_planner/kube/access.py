@@ -94,7 +94,7 @@ def _named(kubeconfig: Path | None) -> Iterator[None]:
 
 def _check_certificates(configuration: client.Configuration | aio_client.Configuration) -> None:
     """Read certificates now: clients do so at their first call, far from the name of the file."""
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     field = "certificate-authority"
     try:
         if configuration.ssl_ca_cert:
