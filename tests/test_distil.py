@@ -29,7 +29,7 @@ from tests.networks import ALLOCATOR, SCALER, manifest, tensors, wide_ranges
 
 TERMS = ALLOCATOR._replace(outputs=N_TERMS)
 SPEC = ClusterSpec.load("small")
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "name": "tiny",
     "spec": "small",
     "network": {"hidden": 12, "class_hidden": 6},
@@ -114,6 +114,21 @@ def test_with_more_gpus_than_the_teachers_ever_had_the_student_leaves_the_plan_a
     folders, path = student
     taught = np.mean([answers(folder, 3.0) for folder in folders], axis=0)
     assert np.abs(answers(path, 3.0)).mean() < 0.4 * np.abs(taught).mean()
+
+
+def test_teachers_who_know_ample_clusters_are_asked_there_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "shrink", lambda env, policy, best: (best, Shrunk(1.0, 0, 0, 0)))
+    states = {}
+    for ample in (0.0, 0.5):
+        config = {**CONFIG, "randomise": {**CONFIG["randomise"], "ample": ample}}
+        folder = tmp_path / str(ample)
+        made = [teacher(folder, seed, training={"config": config}) for seed in (1, 2)]
+        run(made, folder / "student", rounds=1)
+        states[ample] = checkpoints.load(folder / "student").manifest.training["states"]
+    # Eight environments of eight steps, and half as many of the lesson that the others need.
+    assert states == {0.0: 96, 0.5: 64}
 
 
 def test_a_student_says_who_taught_it_and_knows_what_they_saw(
