@@ -46,6 +46,17 @@ def test_writing_again_replaces_the_whole(folder: Path) -> None:
     )
 
 
+def test_what_is_no_checkpoint_is_never_replaced(tmp_path: Path) -> None:
+    results, empty, file = tmp_path / "results", tmp_path / "empty", tmp_path / "file"
+    results.mkdir(), empty.mkdir(), file.touch()
+    (results / "config.yaml").write_text("seed: 3")
+    for taken in (results, file):
+        with pytest.raises(CheckpointError, match="nothing is replaced"):
+            write_checkpoint(taken)
+    assert (results / "config.yaml").read_text() == "seed: 3" and file.read_bytes() == b""
+    assert load(write_checkpoint(empty)).path == empty
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -81,8 +81,7 @@ def namespace(control_plane: ControlPlane, seen: ClusterObservation) -> Iterator
             body = deployment(pool.name, replicas, pod_spec(["true"], pool.gpu_type))
             client.AppsV1Api(api).create_namespaced_deployment(name, body)
         objects = client.CustomObjectsApi(api)
-        checkpoint = str(shipped(SPEC.name))
-        create_objects(objects, SPEC, name, checkpoint=checkpoint, mode="active")
+        create_objects(objects, SPEC, name, checkpoint=SPEC.name, mode="active")
         for index, pool in enumerate(SPEC.pools):
             row = seen.pool(index)
             told = {"desired": row.target_replicas, "ready": row.ready, "starting": row.starting}

@@ -178,6 +178,13 @@ def test_strangers_are_refused_by_name(tmp_path: Path, changes: dict[str, Any], 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_with_something_else_in_it_is_refused_at_once(tmp_path: Path) -> None:
+    folders = [teacher(tmp_path, seed) for seed in (1, 2)]
+    refused = CliRunner().invoke(app, ["distil", *map(str, folders), "--out", str(tmp_path)])
+    assert refused.exit_code == 2 and "nothing is replaced" in refused.output.replace("\n", " ")
+    assert all((folder / "manifest.yaml").exists() for folder in folders)
+
+
 def test_a_mean_takes_two_and_moves_have_none(tmp_path: Path) -> None:
     one = teacher(tmp_path, 1)
     out = ["--out", str(tmp_path / "out")]

@@ -249,6 +249,38 @@ def test_an_image_without_a_name_is_refused(tmp_path: Path, option: str, image: 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("as_dgd", [[], ["--as-dgd"]])
+def test_the_checkpoint_it_is_told_decides_for_the_group(tmp_path: Path, as_dgd: list[str]) -> None:
+    from hrl_planner.cli import app
+
+    for checkpoint in ("reference", "/checkpoints/mine"):
+        words = ["manifests", "small", "--out", str(tmp_path), "--checkpoint", checkpoint]
+        assert CliRunner().invoke(app, words + as_dgd).exit_code == 0
+        file = "dgd.yaml" if as_dgd else "base/group.yaml"
+        made = yaml.safe_load_all((tmp_path / file).read_text())
+        group = next(each for each in made if each["kind"] == "ServingGroup")
+        assert group["spec"]["policy"]["checkpoint"] == checkpoint
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("out/train/mine", "checkpoint: 'out/train/mine' is no absolute path"),
+        ("nobody", "no checkpoint ships for spec 'nobody'"),
+        ("", "no checkpoint ships for spec ''"),
+    ],
+)
+def test_a_checkpoint_that_pods_could_not_find_is_refused(
+    tmp_path: Path, checkpoint: str, message: str
+) -> None:
+    from hrl_planner.cli import app
+
+    words = ["manifests", "small", "--out", str(tmp_path), "--checkpoint", checkpoint]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and message in done.output.replace("\n", " ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_graph_leaves_no_choice_of_targets(tmp_path: Path) -> None:
     from hrl_planner.cli import app
 

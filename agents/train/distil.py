@@ -160,9 +160,10 @@ def distil(
         on_round: told how it goes.
 
     Raises:
-        CheckpointError: a teacher cannot be loaded.
+        CheckpointError: a teacher cannot be loaded, or `out` is something else than a checkpoint.
         TrainingError: the teachers do not go together.
     """
+    checkpoints.check_replaceable(out)
     teachers = read_teachers(folders)
     manifest = teachers[0].manifest
     config = parse(manifest.training["config"], str(folders[0])).replace(seed=seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,10 +18,9 @@ def show(
     from rich.console import Console
     from rich.table import Table
 
-    from hrl_planner.planner.checkpoint import load, shipped
+    from hrl_planner.planner.checkpoint import find, load
 
-    folder = Path(path)
-    checkpoint = load(folder if folder.exists() or "/" in path else shipped(path))
+    checkpoint = load(find(path))
     manifest = checkpoint.manifest
     table = Table(show_header=False, box=None)
     spec = manifest.spec

@@ -47,7 +47,11 @@ def demo_cluster(
     allocator: Annotated[str, typer.Option(help="Global policy, as in the group's spec.")] = "lp",
     scaler: Annotated[str, typer.Option(help="Local policy; quota: all it may have.")] = "rule",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A trained planner in place of both.")
+        str | None,
+        typer.Option(
+            help="A trained planner in place of both: a folder, or the spec one ships for.",
+            show_default=False,
+        ),
     ] = None,
     startup_scale: Annotated[
         float,
@@ -90,6 +94,7 @@ def demo_cluster(
 
     from hrl_planner.localcluster.demo import DemoOptions
     from hrl_planner.localcluster.demo_scale import at_speed, quick
+    from hrl_planner.planner.checkpoint import find
     from hrl_planner.spec import ClusterSpec
 
     console = Console()
@@ -97,7 +102,7 @@ def demo_cluster(
     requests = _requests(console, cluster, scenario, trace, load, seconds)
     policy: dict[str, Any] = {"allocator": allocator, "scaler": scaler}
     if checkpoint is not None:
-        policy["checkpoint"] = str(checkpoint.absolute())
+        policy["checkpoint"] = str(find(checkpoint).absolute())
     options = DemoOptions(
         policy=policy, layout="all-in-one" if one_planner_pod else "per-pool", seed=seed
     )

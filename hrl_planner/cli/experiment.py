@@ -73,8 +73,8 @@ def run(
     other_code: Annotated[
         OtherCode,
         typer.Option(
-            help="Runs that other code made: refuse to go on, keep them, or discard those that "
-            "this call can run anew."
+            help="Runs that other code made: refuse to add to them, keep them, or discard those "
+            "that this call can run anew."
         ),
     ] = OtherCode.refuse,
 ) -> None:
@@ -218,10 +218,11 @@ def _results(config: Path, traces: Path | None) -> Results:
 
 
 def _settle_code(experiment: Experiment, store: RunStore, other_code: OtherCode) -> None:
-    """Refuse, keep or discard runs of this experiment that other code made.
+    """Refuse to add to runs of this experiment that other code made, keep or discard them.
 
-    Only what is about to be run again is discarded: other experiments share the folder, and what
-    cannot be run here could not be brought back.
+    Where nothing is missing nothing is refused: no run is added. Only what is about to be run
+    again is discarded: other experiments share the folder, and what cannot be run here could not be
+    brought back.
     """
     from agents.experiment import ExperimentError, Results
 
@@ -230,11 +231,12 @@ def _settle_code(experiment: Experiment, store: RunStore, other_code: OtherCode)
         typer.echo(f"{removed} runs made by other code are discarded")
     codes = Results(experiment, store).codes
     others = sum(count for code, count in codes.items() if code != experiment.code)
-    if others and other_code is OtherCode.refuse:
+    missing = sum(not store.has(run) for run in experiment.cells())
+    if others and missing and other_code is OtherCode.refuse:
         raise ExperimentError(
-            f"{store.folder}: {others} runs were made by other code or shipped data of simulator "
-            "or planners; pass --other-code keep if the change does not touch them (the report "
-            "says how many there are), or --other-code discard"
+            f"{store.folder}: {missing} runs are missing, and {others} were made by other code or "
+            "shipped data of simulator or planners; pass --other-code keep if the change does not "
+            "touch them (the report says how many there are), or --other-code discard"
         )
     if others and other_code is OtherCode.discard:
         typer.echo(f"{others} that this call does not run anew are kept")

@@ -21,6 +21,14 @@ def manifests(
     router_image: Annotated[
         str | None, typer.Option(help=r"Of the router. \[default: hrl-planner-router:VERSION]")
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Trained planner that decides: an absolute path in planners' pods, or the spec "
+            r"one ships for. \[default: the policies lp and rule]",
+            show_default=False,
+        ),
+    ] = None,
     layout: Annotated[
         Literal["per-pool", "all-in-one"],
         typer.Option(help="A planner pod per pool, or one for all."),
@@ -47,7 +55,9 @@ def manifests(
 
       hrl-planner manifests my-cluster.yaml --namespace llm --out my-deploy
 
-      kubectl apply -k my-deploy/overlays/deployments
+      hrl-planner manifests reference --checkpoint reference --out my-deploy
+
+      kubectl apply -k my-deploy/base
     """
     from hrl_planner.errors import ManifestError
     from hrl_planner.manifests import (
@@ -70,6 +80,7 @@ def manifests(
         namespace,
         targets=dict(_target(text) for text in target or ()),
         layout=layout,
+        checkpoint=checkpoint,
         planner_image=PLANNER_IMAGE if image is None else image,
         router_image=ROUTER_IMAGE if router_image is None else router_image,
     )

@@ -20,7 +20,8 @@ def replay_log(
         typer.Option(help="Ask this one instead: an allocator, or allocator+scaler."),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Ask this trained planner instead.")
+        str | None,
+        typer.Option(help="Ask this trained planner instead: a folder, or the spec one ships for."),
     ] = None,
     pool: Annotated[
         list[str] | None, typer.Option(help="Show this pool only; may be repeated.")

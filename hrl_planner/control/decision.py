@@ -17,7 +17,7 @@ from hrl_planner.budget import BudgetArrays
 from hrl_planner.kube.resources import PolicySpec
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner import Plan, PlanContext, Policy
-from hrl_planner.planner.checkpoint import digest, load
+from hrl_planner.planner.checkpoint import digest, find, load
 from hrl_planner.planner.deployed import allocator_of, scaler_of
 from hrl_planner.planner.hpa import HpaPolicy
 from hrl_planner.planner.loop import within_budget
@@ -41,7 +41,7 @@ class Choice:
     Attributes:
         level: allocator or scaler.
         policy: as the registry spells it, or `quota`; a checkpoint takes its place.
-        checkpoint: folder.
+        checkpoint: folder, or the name of the spec one ships for.
     """
 
     level: Level
@@ -228,7 +228,7 @@ class Decider:
             policy = new_policy(choice, self._shield)
             policy.reset(PlanContext(spec))
             self._policy, self._made_for = policy, (spec, choice)
-            self._digest = "" if choice.checkpoint is None else digest(choice.checkpoint)
+            self._digest = "" if choice.checkpoint is None else digest(find(choice.checkpoint))
         return self._policy
 
 
@@ -258,7 +258,7 @@ def new_policy(choice: Choice, log: Interventions | None = None) -> Policy:
     """
     log = Interventions() if log is None else log
     if choice.checkpoint is not None:
-        checkpoint = load(choice.checkpoint)
+        checkpoint = load(find(choice.checkpoint))
         make = allocator_of if choice.level == "allocator" else scaler_of
         return make(checkpoint, log)
     if choice.level == "scaler" and choice.policy == QUOTA:

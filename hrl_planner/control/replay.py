@@ -27,7 +27,7 @@ class Instead:
     Attributes:
         allocator: a policy for the global level.
         scaler: a policy for the local level.
-        checkpoint: a folder, for both.
+        checkpoint: a folder or the name of the spec one ships for, for both.
     """
 
     allocator: str | None = None

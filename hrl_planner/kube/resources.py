@@ -113,7 +113,10 @@ class PolicySpec(_Resource):
         "rule", min_length=1, description="scales within a quota: a policy, such as rule:up=0.9"
     )
     checkpoint: str | None = Field(
-        None, description="folder of a trained planner that takes the place of both"
+        None,
+        min_length=1,
+        description="a trained planner that takes the place of both: a folder where planners run, "
+        "or the name of the spec one ships for",
     )
     mode: Literal["shadow", "active"] = Field(
         "shadow", description="shadow: decide and report, change nothing"

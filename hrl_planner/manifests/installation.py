@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from hrl_planner.errors import ManifestError
 from hrl_planner.kube.resources import ScaleTargetRef
+from hrl_planner.planner.checkpoint import shipped
 from hrl_planner.spec import ClusterSpec
 
 Json = dict[str, Any]
@@ -42,6 +43,8 @@ class Installation:
         layout: a planner process per level and pool, or one for all.
         planner_image: of planners.
         router_image: of the router, Envoy included.
+        checkpoint: a trained planner that decides at both levels: an absolute path in the
+            planners' pods, or the name of the spec one ships for.
     """
 
     spec: ClusterSpec
@@ -50,12 +53,14 @@ class Installation:
     layout: Layout = "per-pool"
     planner_image: str = PLANNER_IMAGE
     router_image: str = ROUTER_IMAGE
+    checkpoint: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what the API server would refuse.
 
         Raises:
             ManifestError: with field and value.
+            CheckpointError: no checkpoint ships by the name given.
         """
         if not _NAMESPACE.fullmatch(self.namespace):
             raise ManifestError(
@@ -65,6 +70,12 @@ class Installation:
         for what, image in (("image", self.planner_image), ("router-image", self.router_image)):
             if not re.fullmatch(r"\S+", image):
                 raise ManifestError(f"{what}: {image!r} names no image")
+        if self.checkpoint is not None and not self.checkpoint.startswith("/"):
+            if "/" in self.checkpoint:
+                raise ManifestError(
+                    f"checkpoint: {self.checkpoint!r} is no absolute path in the planners' pods"
+                )
+            shipped(self.checkpoint)
         pools = [pool.name for pool in self.spec.pools]
         for what, name in (("name", self.group), *(("pools[].name", pool) for pool in pools)):
             if len(name) > _LONGEST or not _DNS_LABEL.fullmatch(name):

@@ -63,6 +63,8 @@ def custom_resources(installation: Installation) -> list[Json]:
     pools = [pool.name for pool in installation.spec.pools]
     targets = {pool: installation.target(pool) for pool in pools}
     made = manifests_of(installation.spec, targets, installation.namespace)
+    if installation.checkpoint is not None:
+        made[0]["spec"]["policy"]["checkpoint"] = installation.checkpoint
     for each in made:
         each["metadata"] = installation.metadata(each["metadata"]["name"], installation.labels())
     return made

@@ -189,6 +189,18 @@ def shipped(spec_name: str) -> Path:
     return path
 
 
+def find(text: str | Path) -> Path:
+    """Return the folder a person means: a path, or the name of the spec one ships for.
+
+    Raises:
+        CheckpointError: a name by which none ships.
+    """
+    folder = Path(text)
+    if folder.exists() or len(folder.parts) != 1:
+        return folder
+    return shipped(str(text))
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a manifest.
 
@@ -251,7 +263,11 @@ def save(
         allocator: tensors by the names of `NetShape.tensors`.
         scaler: the same of the local network.
         card: model card in Markdown.
+
+    Raises:
+        CheckpointError: what was there is no checkpoint; it stays.
     """
+    check_replaceable(folder)
     pack(allocator, manifest.allocator.shape)
     if manifest.scaler is not None and scaler is not None:
         pack(scaler, manifest.scaler.shape)
@@ -267,6 +283,20 @@ def save(
     if folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a path where something else than a checkpoint would be lost.
+
+    Raises:
+        CheckpointError: it is a file, or a folder with anything in it but no manifest.
+    """
+    if folder.is_dir() and ((folder / _MANIFEST).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise CheckpointError(
+            f"{folder}: is there and no checkpoint; nothing is replaced, name another folder"
+        )
 
 
 def _contiguous(tensors: Tensors) -> Tensors:

@@ -99,6 +99,13 @@ def test_runs_of_other_code_are_refused_kept_or_discarded_as_told(file, config, 
     assert "0 of 36 runs" in gone.output
 
 
+def test_where_nothing_is_missing_runs_of_other_code_are_no_matter(file, config, monkeypatch):
+    invent(config, lambda *_: 0.5)
+    monkeypatch.setattr("agents.experiment.plan.code_digest", lambda more=(): "another-digest")
+    done = cli("run", "--config", file, "-j", "1")
+    assert done.exit_code == 0 and "36 of 36 runs" in done.output
+
+
 def test_only_what_is_about_to_be_run_again_is_discarded(data, file, config, monkeypatch):
     other = ExperimentConfig.model_validate(data | {"name": "other", "grace_s": 30})
     longer = ExperimentConfig.model_validate(data | {"name": "longer", "traces": 3})
