@@ -252,6 +252,11 @@ class Episodes:
         first: NDArray[np.float32] = self._look([place])[0]
         return first
 
+    def close(self) -> None:
+        """End what plans in other processes."""
+        if isinstance(self._priors, ProcessPriors):
+            self._priors.close()
+
     def run(self, place: int) -> Run:
         """Return the episode in a place."""
         run = self._places[place]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hrl_planner.errors import ScenarioError
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload import ClusterEvent, Trace, assign_classes, read_trace
+from hrl_planner.workload.events import blind_pools
 from hrl_planner.workload.scenarios import find_scenario
 
 TRAINING = (
@@ -122,8 +123,7 @@ class Episode:
     @property
     def blind_pools(self) -> frozenset[int]:
         """Pools whose profile planners must not use from the start."""
-        blind = {e.pool for e in self.events if e.kind == "blind_profile" and e.value > 0}
-        return frozenset(self.spec.pool_index(name) for name in blind if name is not None)
+        return blind_pools(self.events, self.spec)
 
 
 EpisodeSource = Callable[[EpisodeOptions, np.random.Generator], Episode]

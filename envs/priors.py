@@ -86,7 +86,7 @@ class ProcessPriors:
             context.Process(target=_serve, args=(text, there), daemon=True).start()
             there.close()
             self._pipes.append(here)
-        weakref.finalize(self, _close, self._pipes)
+        self._finalizer = weakref.finalize(self, _close, self._pipes)
 
     def reset(self, place: int, context: PlanContext) -> None:
         """Prepare a place's planner for a new episode."""
@@ -107,6 +107,10 @@ class ProcessPriors:
         plans: dict[int, Plan | None] = self._ask("replan", terms)
         return plans
 
+    def close(self) -> None:
+        """End the processes."""
+        self._finalizer()
+
     def _ask(self, what: str, words: Mapping[int, Any]) -> dict[int, Any]:
         shares: list[dict[int, Any]] = [{} for _ in self._pipes]
         for place, word in words.items():
@@ -126,18 +130,22 @@ class ProcessPriors:
 def _serve(text: str, pipe: Connection) -> None:
     """Hold planners and answer until the other end closes."""
     priors = Priors(text)
+    trouble: Exception | None = None  # of a reset, which nobody waits for: the next answer
     while True:
         try:
             what, message = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
-        if what == "reset":
-            priors.reset(*message)
-            continue
         try:
-            pipe.send(getattr(priors, what)(message))
+            if what == "reset":
+                priors.reset(*message)
+            else:
+                pipe.send(getattr(priors, what)(message) if trouble is None else trouble)
         except Exception as error:
-            pipe.send(error)
+            if what == "reset":
+                trouble = error
+            else:
+                pipe.send(error)
 
 
 def _close(pipes: list[Connection]) -> None:

@@ -142,7 +142,8 @@ class ClusterVecEnv(VecEnv):
         return observations, rewards.astype(np.float32), dones, infos
 
     def close(self) -> None:
-        """Nothing is held that needs closing."""
+        """End the processes of the priors, where there are any."""
+        self._episodes.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute of this object, which all environments share."""

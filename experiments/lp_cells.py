@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.days import FIRST_VALIDATION_DAY
 from agents.evaluate.cell import run_case
 from agents.experiment.cells import Cell, find_cells
 from agents.experiment.config import ExperimentConfig
 from agents.experiment.need import find_needs
 from envs.score import value_share
-
-FIRST_VALIDATION_DAY = 100
 
 Job = tuple[Cell, float, int, tuple[str, ...], float]
 

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import optuna
-from lp_cells import FIRST_VALIDATION_DAY, jobs_of, measure
+from lp_cells import jobs_of, measure
 from optuna.trial import BaseTrial, FixedTrial
 
+from agents.days import FIRST_VALIDATION_DAY
 from hrl_planner.planner.lp import FluidPlanner
 
 RANGES = {  # lowest, highest, whether on a log scale

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +40,7 @@ def test_what_is_written_is_read(folder: Path) -> None:
     np.testing.assert_array_equal(checkpoint.scaler.net, pack(tensors(SCALER, 2), SCALER))
     assert checkpoint.allocator.shape == ALLOCATOR
     assert not list(folder.parent.glob(".checkpoint-*"))
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
 
 
 def test_writing_again_replaces_the_whole(folder: Path) -> None:
@@ -128,6 +132,30 @@ def test_weights_of_another_shape_or_not_finite_are_refused(folder: Path) -> Non
     save_file({**found, "head_1.bias": np.zeros(3, np.float32)}, path)
     with pytest.raises(CheckpointError, match=r"head_1\.bias has shape \(3,\)"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("BF16", 2), ("F8_E4M3", 1), ("I64", 8), ("I32", 4), ("BOOL", 1)]
+)
+def test_weights_of_a_type_that_weights_are_not_made_of_are_refused(
+    folder: Path, dtype: str, size: int
+) -> None:
+    tensor = {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}
+    header = json.dumps({"head_1.bias": tensor}).encode()
+    body = struct.pack("<Q", len(header)) + header + bytes(size)
+    (folder / "scaler.safetensors").write_bytes(body)
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    assert f"scaler.safetensors: tensor head_1.bias is {dtype}; " in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_weights_of_another_precision_are_read(folder: Path, dtype: type[np.floating[Any]]) -> None:
+    path = folder / "scaler.safetensors"
+    save_file({name: value.astype(dtype) for name, value in load_file(path).items()}, path)
+    scaler = load(folder).scaler
+    assert scaler is not None
+    np.testing.assert_allclose(scaler.net, pack(tensors(SCALER, 2), SCALER), atol=1e-3)
 
 
 def test_nothing_in_a_checkpoint_is_executed(folder: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_missing_extra_is_named() -> None:
     missing = ModuleNotFoundError("No module named 'numba'", name="numba")
     result = runner.invoke(failing(missing), ["boom"])
     assert result.exit_code == 2
-    assert "pip install 'hrl-planner[sim]'" in result.stderr
+    assert "pip install -c constraints.txt -e '.[sim]'" in result.stderr
 
 
 def test_a_bug_is_not_hidden() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 import numba
@@ -15,6 +16,7 @@ from envs.controlled import Level
 from envs.global_allocator import GlobalAllocatorEnv, GlobalLevel
 from envs.local_scaler import LocalLevel
 from envs.vec_env import ClusterVecEnv
+from hrl_planner.errors import PolicyError
 from tests.test_envs import requests
 
 OPTIONS: dict[str, Any] = {"spec": "small", "trace": requests(duration_s=300.0, busy_s=280.0)}
@@ -69,6 +71,26 @@ def test_plans_made_in_other_processes_are_the_same_plans() -> None:
     elsewhere = roll(batch(3, prior_processes=2), 8)
     for a, b in zip(here, elsewhere, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_prior_that_cannot_begin_is_told_by_whichever_process_it_is_in() -> None:
+    for processes in (0, 2):
+        env = batch(2, GlobalLevel("thresholds"), prior_processes=processes)
+        with pytest.raises(PolicyError, match="none are tuned for spec 'small'"):
+            env.reset()
+        env.close()
+
+
+def test_processes_of_priors_end_with_their_environment() -> None:
+    before = set(multiprocessing.active_children())
+    env = batch(2, prior_processes=2)
+    env.reset()
+    ours = set(multiprocessing.active_children()) - before
+    assert len(ours) == 2
+    env.close()
+    for process in ours:
+        process.join(30.0)
+        assert not process.is_alive()
 
 
 def test_a_finished_episode_is_followed_in_the_same_step() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.thresholds.__main__ import main
 from hrl_planner.errors import PolicyError
 from hrl_planner.planner.policy import PlanContext
 from hrl_planner.planner.registry import make_policy
@@ -57,3 +58,13 @@ def test_tuning_never_ends_below_the_defaults() -> None:
     spec = ClusterSpec.load("small")
     _, best, default = tune.tune(spec, generations=1, population=3, seed=0)
     assert best >= default
+
+
+@pytest.mark.parametrize("words", [["--population", "1"], ["--seed", "-1"], ["--generations", "x"]])
+def test_numbers_no_search_can_have_are_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["thresholds", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and f"argument {words[0]}" in capsys.readouterr().err

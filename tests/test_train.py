@@ -17,8 +17,10 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
+from agents.days import FIRST_TRAINING_DAY, FIRST_VALIDATION_DAY
 from agents.train.paired import PairedEnv, SharedDays
-from agents.train.randomise import FIRST_TRAINING_DAY, FIRST_VALIDATION_DAY, RandomEpisodes
+from agents.train.randomise import RandomEpisodes
+from agents.train.run import train
 from agents.train.stage import make_env, make_training
 from agents.train.state import STATE_FILE
 from envs.episodes import EpisodeOptions
@@ -221,6 +223,19 @@ def test_the_budget_drawn_is_relative_to_what_a_scenario_needs() -> None:
         held.append(episode.spec.budget.gpus)
     assert held[0] == spec.budget.gpus
     assert held[1] == {name: gpus // 2 for name, gpus in held[0].items()}
+
+
+def test_one_call_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    config = tiny(stages=[{**ALLOCATOR, "steps": 15}])
+    refused = []
+
+    def join(*_: Any) -> None:
+        with pytest.raises(TrainingError, match="another call works in it") as caught:
+            run(config, tmp_path, resume=True)
+        refused.append(caught)
+
+    train(config, tmp_path, resume=False, on_progress=join)
+    assert refused and (tmp_path / "checkpoint").is_dir()
 
 
 def test_a_folder_keeps_its_run(finished: Path, tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def test_a_config_may_be_another_one_with_changes(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_configs_that_change_each_other_are_refused(tmp_path: Path) -> None:
+    for name, base in (("a", "a"), ("b", "c"), ("c", "b")):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"base": f"{base}.yaml"}))
+    for name in ("a", "b"):
+        with pytest.raises(TrainingError, match=r"base: .*\.yaml is changed by this file itself"):
+            load_config(tmp_path / f"{name}.yaml")
+
+
 @pytest.mark.parametrize("path", sorted(Path("experiments/train").glob("*.yaml")), ids=str)
 def test_every_config_that_ships_is_valid(path: Path) -> None:
     assert load_config(path).stages

@@ -129,12 +129,22 @@ def test_trials_of_a_call_that_was_stopped_do_not_count(tmp_path: Path, judged: 
     assert len(go(config, tmp_path / "out", 2).trials) == 3
 
 
+def test_a_study_belongs_to_one_search(tmp_path: Path, judged: Any) -> None:
+    judged(lambda stage: 0.1)
+    go(load_tuning(search(tmp_path)), tmp_path / "out", 1)
+    other_base = {"base": {"seed": 7}}
+    for changes, named in (({"space": STEPS}, "space"), (other_base, "base")):
+        with pytest.raises(TrainingError, match=f"another search \\({named} differ"):
+            go(load_tuning(search(tmp_path, **changes)), tmp_path / "out", 2)
+    assert len(go(load_tuning(search(tmp_path)), tmp_path / "out", 2).trials) == 2
+
+
 def test_one_call_at_a_time_works_on_a_study(tmp_path: Path, judged: Any) -> None:
     judged(lambda stage: 0.1)
     config = load_tuning(search(tmp_path))
 
     def join(study: optuna.Study, number: int) -> None:
-        with pytest.raises(TrainingError, match="another call searches in it"):
+        with pytest.raises(TrainingError, match="another call works in it"):
             go(config, tmp_path / "out", 4)
 
     study = go(config, tmp_path / "out", 2, join)

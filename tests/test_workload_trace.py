@@ -212,6 +212,8 @@ class TestClassAssignment:
         ({"kind": "kill_worker"}, "field pool"),
         ({"kind": "metrics_outage", "value": float("nan")}, "field value"),
         ({"kind": "metrics_outage", "t_s": -1.0}, "field t_s"),
+        ({"kind": "blind_profile", "pool": "x", "value": 0.0}, "t_s 0.0, value 0.0"),
+        ({"kind": "blind_profile", "pool": "x", "t_s": 9.0}, "t_s 9.0, value 1.0"),
     ],
 )
 def test_events_that_no_cluster_could_carry_out_are_refused(

@@ -6,12 +6,13 @@ not exist. `tighten` makes the same cluster scarce or rich, for experiments over
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from hrl_planner.errors import PolicyError, SpecError
 from hrl_planner.spec import BudgetSpec, ClusterSpec, PoolSpec, RewardSpec, StartupSpec
+from hrl_planner.workload.events import ClusterEvent
 from hrl_planner.workload.scenarios import ScenarioCase
 
 _PLENTY = 10
@@ -59,12 +60,29 @@ def relax(case: ScenarioCase, name: str) -> ScenarioCase:
     GPUs that an event leaves in existence grow with the budget, lest it bring the limit back.
     """
     spec = find_transform(name)(case.spec)
-    events = tuple(
-        replace(event, value=event.value * _growth(case.spec, spec, event.gpu_type))
-        for event in case.events
-    )
+    events = scaled_events(case.events, case.spec, spec)
     truth = None if case.truth is None else find_transform(name)(case.truth)
     return replace(case, spec=spec, events=events, truth=truth)
+
+
+def scaled_events(
+    events: Iterable[ClusterEvent], before: ClusterSpec, after: ClusterSpec
+) -> tuple[ClusterEvent, ...]:
+    """Return events that leave the same share of the GPUs in existence under another budget.
+
+    Left as they are, GPUs that vanish from a wide budget would be none of a tight one.
+
+    Args:
+        events: of the cluster before.
+        before: the cluster they were made for.
+        after: the same with another budget, of the same GPU types.
+    """
+    return tuple(
+        replace(event, value=float(round(event.value * _growth(before, after, event.gpu_type))))
+        if event.kind == "inventory"
+        else event
+        for event in events
+    )
 
 
 def _growth(before: ClusterSpec, after: ClusterSpec, gpu_type: str | None) -> float:

@@ -26,6 +26,7 @@ from hrl_planner.errors import PolicyError, SpecError
 from hrl_planner.planner import PlanContext, loop
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.workload import assign_classes
+from hrl_planner.workload.events import blind_pools
 from hrl_planner.workload.scenarios import ScenarioCase
 
 OnProgress = Callable[[Simulation], None]
@@ -100,13 +101,12 @@ def run_case(
 
 def _context(case: ScenarioCase, seed: int, class_id: NDArray[np.int16]) -> PlanContext:
     """Return what a policy is told of a case."""
-    blind = (e.pool for e in case.events if e.kind == "blind_profile" and e.pool is not None)
     return PlanContext(
         spec=case.spec,
         seed=seed,
         trace=case.trace,
         class_id=class_id,
-        blind_pools=frozenset(case.spec.pool_index(pool) for pool in blind),
+        blind_pools=blind_pools(case.events, case.spec),
         events=tuple(case.events),
     )
 

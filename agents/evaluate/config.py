@@ -28,6 +28,9 @@ _SOURCES = (
     "hrl_planner/**/*.py",
     "envs/**/*.py",
     "agents/bounds/*.py",
+    "agents/dynamo/*.py",
+    "agents/evaluate/cases.py",
+    "agents/evaluate/cell.py",
     "agents/evaluate/metrics.py",
     # Data that policies and clusters find by name, so that no key of a run has its content.
     "hrl_planner/checkpoints/*/manifest.yaml",

@@ -141,11 +141,16 @@ class Cell:
 @lru_cache(maxsize=2)
 def _case(cell: Cell, need: float, seed: int) -> ScenarioCase:
     """Kept, because all entries meet the same case in a row."""
-    from agents.bounds import tighten
+    from agents.bounds import scaled_events, tighten
 
     case = cell.source.case(seed)
     believed: ClusterSpec = tighten(case.spec, cell.tightness * need)
-    return replace(case, spec=believed, truth=make_true(believed, cell.truth, seed))
+    return replace(
+        case,
+        spec=believed,
+        events=scaled_events(case.events, case.spec, believed),
+        truth=make_true(believed, cell.truth, seed),
+    )
 
 
 def find_cells(config: ExperimentConfig, traces: Path | None) -> list[Cell]:

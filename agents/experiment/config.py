@@ -1,9 +1,6 @@
 """What an experiment consists of, as a YAML file says it (experiments/experiment/*.yaml).
 
-Seeds are days: a scenario's seed makes its requests, its bursts and its start-up luck. Seeds 0 to
-99 are for tests and nothing else, 100 to 999 for validation (choosing parameters, and the need that
-budgets are measured in), and training draws from 1000 on. The schema refuses an experiment that
-would look at a day of another part.
+The schema refuses an experiment that would look at days that are not for tests (`agents.days`).
 """
 
 from __future__ import annotations
@@ -13,11 +10,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from agents.days import FIRST_VALIDATION_DAY
 from hrl_planner._spec_file import describe, read_mapping
 from hrl_planner.errors import HrlPlannerError
 
-FIRST_VALIDATION_SEED = 100
-FIRST_TRAINING_SEED = 1000
 TableName = Literal["entries", "cells", "comparisons", "front", "groups", "seeds", "needs"]
 FigureName = Literal["profiles", "tightness", "fronts"]
 _LABEL = r"^[a-z0-9]([a-z0-9_.-]*[a-z0-9])?$"
@@ -143,10 +139,10 @@ class ExperimentConfig(_Model):
     @field_validator("traces")
     @classmethod
     def _only_test_days(cls, traces: int) -> int:
-        if traces > FIRST_VALIDATION_SEED:
+        if traces > FIRST_VALIDATION_DAY:
             raise ValueError(
                 f"{traces} traces would reach into the validation seeds, which begin at "
-                f"{FIRST_VALIDATION_SEED}"
+                f"{FIRST_VALIDATION_DAY}"
             )
         return traces
 

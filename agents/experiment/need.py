@@ -9,29 +9,29 @@ again when code changes: remove the file to do so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+from pydantic import BaseModel, Field, TypeAdapter
+
+from agents.days import FIRST_VALIDATION_DAY
 from agents.evaluate.store import write_atomically
 from agents.experiment.cells import Cell, Source, digest
-from agents.experiment.config import FIRST_VALIDATION_SEED, ExperimentError
+from agents.experiment.kept import read_kept
 
 SHARE = 0.99
-SEEDS = tuple(range(FIRST_VALIDATION_SEED, FIRST_VALIDATION_SEED + 3))
+SEEDS = tuple(range(FIRST_VALIDATION_DAY, FIRST_VALIDATION_DAY + 3))
 
 
-def read_needs(path: Path) -> dict[str, dict[str, Any]]:
-    """What has been computed so far."""
-    if not path.exists():
-        return {}
-    try:
-        data: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ExperimentError(f"{path}: not valid JSON: {error}") from error
-    return data
+class _Need(BaseModel):
+    label: str
+    need: float = Field(gt=0)
+    seeds: list[int]
+    share: float
+
+
+_NEEDS = TypeAdapter(dict[str, _Need])
 
 
 def find_needs(
@@ -49,7 +49,7 @@ def find_needs(
         compute: compute what is not there yet, and keep it.
         on_source: told the name of a workload before its need is computed.
     """
-    kept = read_needs(path)
+    kept = read_kept(path, _NEEDS, {})
     found: dict[str, float] = {}
     keys: dict[Source, str] = {}
     for cell in cells:
@@ -64,14 +64,13 @@ def find_needs(
         key = keys[source]
         if key not in kept and compute:
             on_source(source.label)
-            kept[key] = {"label": source.label, "need": _need(source)} | {
-                "seeds": list(SEEDS),
-                "share": SHARE,
-            }
+            kept[key] = _Need(
+                label=source.label, need=_need(source), seeds=list(SEEDS), share=SHARE
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(kept, indent=1))
+            write_atomically(path, _NEEDS.dump_json(kept, indent=1).decode())
         if key in kept:
-            found[cell.label] = float(kept[key]["need"])
+            found[cell.label] = kept[key].need
     return found
 
 

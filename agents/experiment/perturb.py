@@ -18,13 +18,20 @@ def swapped(spec: ClusterSpec, swap: Swap) -> ClusterSpec:
     """The spec with all GPUs of one type replaced by another.
 
     Raises:
-        ExperimentError: the spec has no such type, or has the new one already.
+        ExperimentError: the spec has no such type, or has the new one already; a pool's profile
+            is of another system.
     """
     if swap.gpu_type not in spec.budget.gpus or swap.to in spec.budget.gpus:
         raise ExperimentError(
             f"swap of {swap.gpu_type} for {swap.to}: spec {spec.name} "
             f"has {', '.join(spec.gpu_types)}"
         )
+    for pool in spec.pools:
+        if pool.gpu_type == swap.gpu_type and swap.system[0] not in pool.profile:
+            raise ExperimentError(
+                f"swap of {swap.gpu_type} for {swap.to}: system: {swap.system[0]!r} is not in "
+                f"profile {pool.profile} of pool {pool.name}"
+            )
     pools = tuple(
         pool.model_copy(
             update={

@@ -18,10 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+
 from agents.evaluate.config import code_digest, policy_key
 from agents.evaluate.store import write_atomically
 from agents.experiment.cells import Cell, digest, find_cells
 from agents.experiment.config import ExperimentConfig
+from agents.experiment.kept import read_kept
 from agents.experiment.need import find_needs
 from hrl_planner.errors import HrlPlannerError
 
@@ -46,6 +49,14 @@ KEPT = (
     "unfinished",
     "budget_violations",
 )
+
+
+class _Keys(BaseModel):
+    """RESULTS/NAME.json."""
+
+    cells: dict[str, str] = {}
+    policies: dict[str, str] = {}
+    days: dict[str, list[int]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +171,7 @@ class Experiment:
 
     def keep_keys(self) -> None:
         """Write the hashes down for reports that are made elsewhere."""
-        keys = {"cells": self.cell_keys, "policies": self.policy_keys, "days": self.days}
+        keys = _Keys(cells=self.cell_keys, policies=self.policy_keys, days=self.days).model_dump()
         path = manifest(self.config)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(keys, indent=1, sort_keys=True) + "\n")
@@ -193,7 +204,7 @@ def prepare(
     """
     cells = find_cells(config, traces)
     path = manifest(config)
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = read_kept(path, TypeAdapter(_Keys), _Keys())
     absent = {cell.source.label for cell in cells if not cell.source.is_here}
     notes = [f"recording {name} is not here: give --traces DIR" for name in sorted(absent)]
     here, keys = _find_policies(config, only, notes)
@@ -214,9 +225,9 @@ def prepare(
         config=config,
         all_cells=tuple(cells),
         needs=needs,
-        cell_keys={**kept.get("cells", {}), **found},
-        policy_keys={**kept.get("policies", {}), **keys},
-        days={**kept.get("days", {}), **days},
+        cell_keys={**kept.cells, **found},
+        policy_keys={**kept.policies, **keys},
+        days={**kept.days, **days},
         here=frozenset(here),
         notes=tuple(notes),
         code=code_digest(_OWN_SOURCES),

@@ -15,8 +15,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from agents.evaluate.store import write_atomically
 from agents.experiment.plan import Run
@@ -72,13 +73,16 @@ class RunStore:
         named = {_name(run) for run in runs}
         removed = 0
         for path in (path for entry in self.entries() for path in self._files(entry)):
-            entry, lines = path.parent.name, list(_lines(path))
-            kept = [
-                line for line in lines if line["code"] == code or _name_of(entry, line) not in named
-            ]
-            if len(kept) < len(lines):
-                removed += len(lines) - len(kept)
-                write_atomically(path, "".join(map(_text, kept)))
+            with _locked(path):
+                entry, lines = path.parent.name, list(_lines(path))
+                kept = [
+                    line
+                    for line in lines
+                    if line["code"] == code or _name_of(entry, line) not in named
+                ]
+                if len(kept) < len(lines):
+                    removed += len(lines) - len(kept)
+                    write_atomically(path, "".join(map(_text, kept)))
         self._done = None
         return removed
 
@@ -107,8 +111,7 @@ def _lines(path: Path) -> Iterator[Line]:
 def append(path: Path, line: Line) -> None:
     """Add a line to a file; what a killed writer left unfinished before it is closed off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _locked(path) as file:
         torn = False
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
@@ -116,6 +119,18 @@ def append(path: Path, line: Line) -> None:
         file.write(b"\n" * torn + _text(line).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that nobody else writes to or replaces meanwhile."""
+    while True:
+        with open(path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Who waited for the lock may have got that of a file that was replaced since.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file
+                return
 
 
 def _text(line: Line) -> str:

@@ -267,11 +267,15 @@ def load_config(path: Path, changes: tuple[str, ...] = ()) -> TrainConfig:
     return parse(data, str(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, changed_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     data = read_mapping(path, "training config", TrainingError)
     if "base" not in data:
         return data
-    whole = _read(path.parent / str(data.pop("base")))
+    base = path.parent / str(data.pop("base"))
+    chain = (*changed_by, path.resolve())
+    if base.resolve() in chain:
+        raise TrainingError(f"{path}: base: {base} is changed by this file itself")
+    whole = _read(base, chain)
     changes = data.pop("set", {})
     if not isinstance(changes, dict):
         raise TrainingError(f"{path}: set: {changes!r} is no mapping of field.field to values")

@@ -13,13 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from agents.bounds.specs import tighten
+from agents.bounds.specs import scaled_events, tighten
+from agents.days import FIRST_TRAINING_DAY, FIRST_VALIDATION_DAY
 from agents.train.config import RandomiseConfig
 from envs.episodes import Episode, EpisodeOptions, make_episode
 from hrl_planner.encoding import DAY_S
 from hrl_planner.spec import ClusterSpec, PoolSpec, StartupSpec
 
-FIRST_VALIDATION_DAY, FIRST_TRAINING_DAY = 100, 1000
 _TRAINING_DAYS = 2**30
 _STARTUP_S = (30.0, 420.0)
 _MTBF_H = 2.0
@@ -66,12 +66,15 @@ class RandomEpisodes:
         )
         episode = make_episode(options, generator, day=int(generator.integers(*self._days)))
         start_s = float(generator.uniform(0.0, DAY_S))
+        truth = None
         if generator.random() < config.as_told:
-            return replace(episode, spec=tighten(episode.spec, budget), start_s=start_s)
-        named = frozenset(event.pool for event in episode.events if event.pool is not None)
-        told = vary(episode.spec, config, budget, generator, named)
-        truth = truth_of(told, config.profile_error, generator)
-        return replace(episode, spec=told, truth=truth, start_s=start_s)
+            told = tighten(episode.spec, budget)
+        else:
+            named = frozenset(event.pool for event in episode.events if event.pool is not None)
+            told = vary(episode.spec, config, budget, generator, named)
+            truth = truth_of(told, config.profile_error, generator)
+        events = scaled_events(episode.events, episode.spec, told)
+        return replace(episode, spec=told, truth=truth, events=events, start_s=start_s)
 
 
 def vary(

@@ -26,10 +26,12 @@ import yaml
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.policies.network import Normaliser
 from agents.policies.policy import SetPolicy
 from agents.train import export
+from agents.train.alone import alone
 from agents.train.callbacks import Progress, StageCallback
 from agents.train.config import StageConfig, TrainConfig
 from agents.train.many import STATUS_FILE
@@ -114,12 +116,19 @@ def train(
         The checkpoint's folder; None where stages are left to train.
 
     Raises:
-        TrainingError: the folder holds another run, or one and `resume` is not given; the config
-            names what there is not, see `check`.
+        TrainingError: the folder holds another run, or one and `resume` is not given; another
+            call trains in it; the config names what there is not, see `check`.
         KeyboardInterrupt: Ctrl-C; the last finished update is saved.
     """
     check(config, folder)
     _open(config, folder, resume)
+    with alone(folder, "training folder", "run.lock"):
+        return _train_stages(config, folder, on_progress, only)
+
+
+def _train_stages(
+    config: TrainConfig, folder: Path, on_progress: OnProgress, only: int | None
+) -> Path | None:
     numba.set_num_threads(min(config.threads, numba.config.NUMBA_NUM_THREADS))
     torch.set_num_threads(1)
     done: list[Trained] = []
@@ -246,6 +255,8 @@ def _train_stage(
         seed = update_seed(config, index, _FEATURES_UPDATE)
         normaliser, extent = measure_features(env, stage, seed)
     model = make_model(config, stage, env, normaliser, twin)
+    training = model.get_env()
+    assert isinstance(training, VecNormalize)
     model.set_logger(configure(str(folder), ["tensorboard"]))
     policy = model.policy
     assert isinstance(policy, SetPolicy)
@@ -274,14 +285,14 @@ def _train_stage(
         _learn(model, callback)
     finally:
         model.logger.close()
-    env.close()
-    validation.close()
+        training.close()
+        validation.close()
     shrunk = None
     if stage.level != "scaler" and stage.head != "moves":
         many = make_env(config, level, config.validation.final, future=future, validation=True)
         best, shrunk = shrink(many, policy, best)
         many.close()
-    rms = model.get_env().ret_rms  # type: ignore[union-attr]
+    rms = training.ret_rms
     reward = (float(rms.mean), float(rms.var), float(rms.count))
     network = Network(pack(best, shape_of(stage, config)), shape_of(stage, config))
     return Trained(stage, best, network, extent, progress, reward, shrunk)

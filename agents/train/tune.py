@@ -8,9 +8,7 @@ that a search can be stopped and resumed; one call at a time works on it.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from agents.train.alone import alone
 from agents.train.config import TrainConfig, load_config, parse
 from agents.train.executors import Executor, JobFailed, open_executor
 from agents.train.many import read_status
@@ -29,6 +28,7 @@ _POLL_S = 1.0
 FAILURE = "failure"
 """Attribute of a trial that failed: why."""
 _ABANDONED = "abandoned"
+_SEARCH = "search"
 
 OnTrial = Callable[[optuna.Study, int], None]
 """Told the study and the number of a trial that ended."""
@@ -125,17 +125,36 @@ def _exists(place: Any, path: str) -> bool:
 
 
 def open_study(config: TuneConfig, folder: Path) -> optuna.Study:
-    """Return the study of a folder, new or continued."""
+    """Return the study of a folder, new or continued.
+
+    Raises:
+        TrainingError: the folder holds a study of another search.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.log")))
     study = optuna.create_study(
         study_name="tune", storage=storage, direction="maximize", load_if_exists=True
     )
+    _check_same(config, study, folder)
     # Were it the same at every call, each would begin with the random points of the first.
     seed = config.seed + len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(seed=seed)
     return study
+
+
+def _check_same(config: TuneConfig, study: optuna.Study, folder: Path) -> None:
+    """Refuse to count trials of another search; a study that is new is marked as of this one."""
+    search = config.model_dump(mode="json", exclude={"base", "seed"})
+    search["base"] = load_config(config.base).model_dump(mode="json")
+    known = study.user_attrs.get(_SEARCH, search) if _ended(study) else search
+    different = [name for name in search if search[name] != known.get(name)]
+    if different:
+        raise TrainingError(
+            f"study {folder}: was begun with another search ({', '.join(different)} differ); "
+            "choose another --out"
+        )
+    study.set_user_attr(_SEARCH, search)
 
 
 def tune(
@@ -159,7 +178,7 @@ def tune(
         KeyboardInterrupt: Ctrl-C; trials that ended are kept.
     """
     check(load_config(config.base), folder)
-    with _alone(folder), open_executor(backend) as executor:
+    with alone(folder, "study", "study.lock"), open_executor(backend) as executor:
         study = open_study(config, folder)
         _abandon_orphans(study)
         running: dict[Any, optuna.Trial] = {}
@@ -185,20 +204,6 @@ def judge_one(data: dict[str, Any], stage: int, folder: str) -> float:
     train(parse(data, "trial"), Path(folder), resume=True, on_progress=lambda *_: None, only=stage)
     status = read_status(Path(folder))
     return float(status["best_score"]) - float(status["prior_score"])
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the study: whoever opens it takes trials under way for those of a call that is gone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "study.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(
-                f"study {folder}: another call searches in it; wait for it, or choose another --out"
-            ) from error
-        yield
 
 
 def _settings(config: TuneConfig, trial: optuna.Trial) -> TrainConfig:

@@ -34,7 +34,6 @@ from hrl_planner._compiled import inlined
 from hrl_planner.surface import decode_piece, decode_step_s, prefill_step_s
 
 _NOT_STARTED = -1  # Request.chunk before the first chunk of a prompt
-_FOREVER = 1 << 40
 
 
 @inlined

@@ -82,8 +82,8 @@ class _Group(TyperGroup):
             if module not in _EXTRAS:
                 raise
             _fail(
-                f"this command needs the package {module}; "
-                f"install it with: pip install 'hrl-planner[{_EXTRAS[module]}]'"
+                f"this command needs the package {module}, of the extra {_EXTRAS[module]}; in a "
+                f"clone: pip install -c constraints.txt -e '.[{_EXTRAS[module]}]'"
             )
         except OSError as error:
             # A closed pipe (`| head`) is no error; the framework ends quietly on it.

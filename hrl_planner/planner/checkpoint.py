@@ -31,8 +31,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from hrl_planner._spec_file import describe, read_mapping
 from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS, schema_hash
@@ -44,6 +44,7 @@ FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 _MANIFEST, _CARD = "manifest.yaml", "README.md"
 ALLOCATOR_FILE, SCALER_FILE = _WEIGHTS = ("allocator.safetensors", "scaler.safetensors")
+_DTYPES = ("F16", "F32", "F64")
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -277,12 +278,19 @@ def save(
     save_file(_contiguous(allocator), fresh / ALLOCATOR_FILE)
     if scaler is not None:
         save_file(_contiguous(scaler), fresh / SCALER_FILE)
+    for weights in fresh.glob("*.safetensors"):
+        weights.chmod(0o644)  # written for their owner alone, who is not who plans in a pod
     text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, width=100)
     (fresh / _MANIFEST).write_text(text, encoding="utf-8")
     (fresh / _CARD).write_text(card, encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    # Put aside first: a kill must not leave the folder half removed.
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    folder.rename(old)
     fresh.rename(folder)
+    shutil.rmtree(old)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -336,16 +344,28 @@ def read_tensors(path: Path) -> Tensors:
     """Read a file of weights.
 
     Raises:
-        CheckpointError: it is missing, damaged, or holds numbers that are not finite.
+        CheckpointError: it is missing, damaged, or holds numbers that are no weights.
     """
     try:
-        tensors: Tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            tensors: Tensors = {name: _tensor(path, file, name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
     for name, value in tensors.items():
         if not np.all(np.isfinite(value)):
             raise CheckpointError(f"checkpoint {path}: tensor {name} holds NaN or infinity")
     return tensors
+
+
+def _tensor(path: Path, file: Any, name: str) -> NDArray[np.float32]:
+    # numpy has no name for some types, and others, of which weights are not made, it would take.
+    dtype = file.get_slice(name).get_dtype()
+    if dtype not in _DTYPES:
+        raise CheckpointError(
+            f"checkpoint {path}: tensor {name} is {dtype}; weights are {', '.join(_DTYPES)}"
+        )
+    weights: NDArray[np.float32] = file.get_tensor(name)
+    return weights
 
 
 def _network(path: Path, info: NetworkInfo) -> Network:

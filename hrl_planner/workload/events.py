@@ -8,10 +8,12 @@ what follows from them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hrl_planner.errors import ScenarioError
+from hrl_planner.spec import ClusterSpec
 
 EventKind = Literal["inventory", "set_replicas", "kill_worker", "metrics_outage", "blind_profile"]
 EVENT_KINDS: tuple[EventKind, ...] = get_args(EventKind)
@@ -31,7 +33,7 @@ class ClusterEvent:
             - ``set_replicas``: a hand sets the target of ``pool`` to ``value``, past the planner.
             - ``kill_worker``: ``value`` ready workers of ``pool`` die; their requests restart.
             - ``metrics_outage``: ``pool`` (None: every pool) reports nothing for ``value`` seconds.
-            - ``blind_profile``: planners lose the profile of ``pool`` (value 1) or get it back (0).
+            - ``blind_profile``: planners are not told the profile of ``pool``; only at 0.
         pool: name of the pool it concerns, where the kind needs one.
         gpu_type: the GPU type, for ``inventory``.
         value: the number the kind speaks of.
@@ -54,7 +56,18 @@ class ClusterEvent:
                 raise ScenarioError(
                     f"event {self.kind} field {field}: must be a finite number >= 0, got {number}"
                 )
+        if self.kind == "blind_profile" and (self.t_s, self.value) != (0.0, 1.0):
+            raise ScenarioError(
+                f"event blind_profile: holds from the start and for good (t_s 0, value 1), got "
+                f"t_s {self.t_s}, value {self.value}"
+            )
         if self.kind == "inventory" and self.gpu_type is None:
             raise ScenarioError("event inventory field gpu_type: must name a GPU type, got None")
         if self.kind in ("set_replicas", "kill_worker", "blind_profile") and self.pool is None:
             raise ScenarioError(f"event {self.kind} field pool: must name a pool, got None")
+
+
+def blind_pools(events: Iterable[ClusterEvent], spec: ClusterSpec) -> frozenset[int]:
+    """Return the indices of pools whose profile planners must not use."""
+    named = {event.pool for event in events if event.kind == "blind_profile"}
+    return frozenset(spec.pool_index(name) for name in named if name is not None)

@@ -153,6 +153,45 @@ def test_a_swapped_gpu_type_is_everywhere_in_the_spec():
         swapped(after, swap)
 
 
+def test_a_swap_that_would_leave_the_profiles_alone_is_refused():
+    generalisation = ExperimentConfig.load(SMOKE.parent / "generalisation.yaml")
+    swap = next(group.swap for group in generalisation.cells if group.swap is not None)
+    misspelt = swap.model_copy(update={"system": ("h200-sxm", "h100_sxm")})
+    with pytest.raises(ExperimentError, match="system: 'h200-sxm' is not in profile"):
+        swapped(ClusterSpec.load("reference"), misspelt)
+
+
+def test_what_has_run_out_has_run_out_under_every_budget(data):
+    group = data["cells"][0] | {"spec": "reference", "scenarios": ["spill-over"], "need": 1.0}
+    group["tightness"] = [0.5, 1.0]
+    config = ExperimentConfig.model_validate(data | {"cells": [group]})
+    shares = []
+    for cell in find_cells(config, None):
+        case = cell.case(1.0, 0)
+        (event,) = case.events
+        assert 0 < event.value < case.spec.budget.gpus[event.gpu_type]
+        shares.append(event.value / case.spec.budget.gpus[event.gpu_type])
+    assert shares[0] == pytest.approx(shares[1], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("smoke.json", "<<<<<<< HEAD", "Invalid JSON"),
+        ("smoke.json", "[]", "smoke.json"),
+        ("smoke.json", '{"cells": {"a": 1}}', "cells.a: Input should be a valid string, got 1"),
+        ("needs.json", '{"a": {"label": "x", "seeds": [], "share": 1}}', "a.need: Field required"),
+    ],
+)
+def test_a_damaged_file_beside_the_runs_is_named_in_one_line(data, file, content, named):
+    config = ExperimentConfig.model_validate(data)
+    config.results.mkdir(parents=True)
+    (config.results / file).write_text(content)
+    with pytest.raises(ExperimentError, match=named) as caught:
+        prepare(config)
+    assert file in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_recording_is_cut_into_windows_by_seed_and_left_out_where_it_is_not(data, tmp_path):
     rows = "\n".join(f"{t},100,10" for t in range(0, 600, 5))
     (tmp_path / "day.csv").write_text(f"arrival_s,isl_tokens,osl_tokens\n{rows}\n")

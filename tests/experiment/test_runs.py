@@ -1,9 +1,13 @@
 """Runs: done once, shared where they are the same, and told apart where they are not."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
 from agents.evaluate.config import policy_key
+from agents.evaluate.store import write_atomically
 from agents.experiment import ExperimentConfig, Results, prepare
 from agents.experiment.store import RunStore, append
 from hrl_planner.errors import PolicyError
@@ -41,6 +45,28 @@ def test_a_torn_line_is_not_a_run_and_does_not_spoil_the_next(config, store):
     append(path, line | {"trace": 1})
     assert [one["trace"] for one in store.lines(run.entry)] == [0, 1]
     assert store.has(run)
+
+
+def test_a_run_that_ends_while_others_are_discarded_is_kept(config, store, monkeypatch):
+    runs = prepare(config).cells()
+    old, new = [run for run in runs if run.entry == runs[0].entry][:2]
+    line = {"key": old.key, "seed": 0, "trace": old.trace, "code": "old"}
+    store.write(old, line)
+    written = []
+
+    def meanwhile(path, text):
+        writer = threading.Thread(
+            target=lambda: store.write(new, line | {"key": new.key, "code": "new"})
+        )
+        writer.start()
+        written.append(writer)
+        time.sleep(0.2)  # long enough for the writer to have opened the old file
+        write_atomically(path, text)
+
+    monkeypatch.setattr("agents.experiment.store.write_atomically", meanwhile)
+    assert store.discard("new", [old, new]) == 1
+    written[0].join()
+    assert [one["key"] for one in store.lines(old.entry)] == [new.key]
 
 
 def test_the_key_follows_what_a_run_depends_on_and_nothing_else(data):
