@@ -50,8 +50,13 @@ def test_a_chat_body_keeps_its_messages_and_tools():
         (b'{"prompt": "a", "max_tokens": "many"}', 400, "bad_body"),
         (b'{"prompt": "a", "max_tokens": 0}', 400, "bad_body"),
         (b'{"prompt": "a", "max_tokens": -3}', 400, "bad_body"),
+        (b'{"prompt": "a", "max_completion_tokens": 0, "max_tokens": 5}', 400, "bad_body"),
+        (b'{"prompt": "\xff"}', 400, "bad_body"),
+        (b'{"prompt": ' + b"[" * 2000 + b"]" * 2000 + b"}", 400, "bad_body"),
+        (b'{"prompt": "a", "x": ' + b"[" * 2000 + b"]" * 2000 + b"}", 400, "bad_body"),
         (b'{"prompt": "a", "nvext": {"router": {"ttft_target": -1}}}', 400, "bad_body"),
         (b'{"prompt": "a", "nvext": {"router": {"itl_target": 1e30}}}', 400, "bad_body"),
+        (b'{"prompt": "a", "nvext": {"router": {"ttft_target": 1e-322}}}', 400, "bad_body"),
         (b'{"prompt": "a", "model": "other"}', 404, "model_not_found"),
         (b"\xff\xfe\x00", 400, "bad_body"),
     ],
@@ -62,6 +67,20 @@ def test_a_bad_body_is_refused_in_openais_words(raw: bytes, status: int, reason:
     assert refused.value.status == status
     error = json.loads(refused.value.body())["error"]
     assert error["code"] == reason and error["message"]
+
+
+@pytest.mark.parametrize("limit", [-(10**9), 0, 2**31 + 1, 10**23])
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "osl"])
+def test_a_limit_that_no_answer_can_have_is_refused_by_field_and_value(field: str, limit: int):
+    hint = {"nvext": {"agent_hints": {"osl": limit}}}
+    with pytest.raises(Refusal, match=rf"{field} must be from 1 to 2147483648, got {limit}$"):
+        ask(prompt="a", **hint if field == "osl" else {field: limit})
+
+
+def test_a_hint_of_the_length_is_taken_where_there_is_no_limit():
+    hint = {"agent_hints": {"osl": 30}}
+    assert ask(prompt="a", nvext=hint).max_tokens == 30
+    assert ask(prompt="a", max_tokens=7, nvext=hint).max_tokens == 7
 
 
 @given(st.binary(max_size=200))

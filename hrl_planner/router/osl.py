@@ -39,12 +39,13 @@ class OutputLengths:
         if max_tokens is None:
             return round(mean)
         # A limit far above what such answers take says nothing; one near it, or unknown, does.
-        return max_tokens if not self._known[class_id] else min(max_tokens, round(2.0 * mean))
+        tokens = max_tokens if not self._known[class_id] else min(max_tokens, round(2.0 * mean))
+        return max(1, tokens)
 
     def of_answer(self, body_bytes: int, max_tokens: int | None) -> int:
         """Return the tokens of a streamed answer, estimated by its bytes."""
-        tokens = max(1, round(body_bytes / self.bytes_per_token))
-        return tokens if max_tokens is None else min(tokens, max_tokens)
+        tokens = round(body_bytes / self.bytes_per_token)
+        return max(1, tokens if max_tokens is None else min(tokens, max_tokens))
 
     def saw_answer(self, class_id: int, body_bytes: int, tokens: int) -> None:
         """Learn from a streamed answer that ended well."""

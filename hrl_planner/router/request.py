@@ -8,12 +8,16 @@ are left alone: the engine that serves the request judges them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
+# More tokens than any engine writes; numbers beyond 64 bits have no place in compiled rules.
+_MOST_TOKENS = 2**31
+
+T = TypeVar("T")
 
 
 class Refusal(Exception):
@@ -94,6 +98,7 @@ class _Body(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Body)
+_all_fields = msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ class Wish:
     Attributes:
         prompt: the fields a prompt is made of, as in the body.
         stream: whether tokens are streamed.
-        max_tokens: most tokens of the answer; None when the body does not say.
+        max_tokens: most tokens of the answer, 1 at least; None when the body does not say.
         ttft_s: TTFT target of the body; None without.
         itl_s: ITL target of the body; None without.
         priority: `agent_hints.priority`, 0 without.
@@ -144,30 +149,57 @@ def read(call: Call, models: tuple[str, ...]) -> Wish:
     Raises:
         Refusal: 400 for a body that is no valid request, 404 for a model that is not served.
     """
-    try:
-        body = _decoder.decode(call.raw)
-    except msgspec.DecodeError as error:  # also a field of the wrong type
-        raise Refusal(400, f"the body is no valid request: {error}", reason="bad_body") from None
+    body = _decoded(call.raw, _decoder)
     if body.model is not None and body.model not in models:
         raise Refusal(
             404, f"the model {body.model!r} does not exist", reason="model_not_found"
         ) from None
     prompt = _prompt_of(call.path, body)
-    limit = body.max_completion_tokens if body.max_completion_tokens else body.max_tokens
-    if limit is not None and limit < 1:
-        raise Refusal(400, f"max_tokens must be at least 1, got {limit}", reason="bad_body")
     hints = body.nvext.router if body.nvext else None
     agent = body.nvext.agent_hints if body.nvext else None
-    if limit is None and agent is not None:
-        limit = agent.osl
     return Wish(
         prompt,
         bool(body.stream),
-        limit,
+        _limit(body, agent),
         _target_s("ttft_target", hints.ttft_target if hints else None),
         _target_s("itl_target", hints.itl_target if hints else None),
         (agent.priority if agent else None) or 0.0,
     )
+
+
+def all_fields(call: Call) -> dict[str, Any]:
+    """Return everything a request's body says, for an engine that is asked in the client's place.
+
+    Raises:
+        Refusal: 400 for what `read` has passed over and no engine could read either.
+    """
+    return _decoded(call.raw, _all_fields)
+
+
+def _decoded(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(raw)
+    # A field of the wrong type; text that is no UTF-8; lists in lists in lists.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refusal(400, f"the body is no valid request: {error}", reason="bad_body") from None
+
+
+def _limit(body: _Body, agent: _AgentHints | None) -> int | None:
+    """Return the most tokens of the answer, of the first field that says it."""
+    said = {
+        "max_completion_tokens": body.max_completion_tokens,
+        "max_tokens": body.max_tokens,
+        "nvext.agent_hints.osl": agent.osl if agent else None,
+    }
+    for field, limit in said.items():
+        if limit is None:
+            continue
+        if not 1 <= limit <= _MOST_TOKENS:
+            raise Refusal(
+                400, f"{field} must be from 1 to {_MOST_TOKENS}, got {limit}", reason="bad_body"
+            )
+        return limit
+    return None
 
 
 def _prompt_of(path: str, body: _Body) -> dict[str, Any]:
@@ -183,10 +215,11 @@ def _prompt_of(path: str, body: _Body) -> dict[str, Any]:
 def _target_s(field: str, milliseconds: float | None) -> float | None:
     if milliseconds is None:
         return None
-    if not 0.0 < milliseconds < 1e9:
+    seconds = milliseconds * 1e-3
+    if not 0.0 < seconds < 1e6:
         raise Refusal(
             400,
             f"nvext.router.{field} must be a positive number of milliseconds, got {milliseconds}",
             reason="bad_body",
         )
-    return milliseconds * 1e-3
+    return seconds
