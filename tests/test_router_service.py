@@ -260,6 +260,84 @@ def test_sglang_workers_get_the_request_at_once_and_meet_in_a_room():
     run(scenario)
 
 
+async def sglang_at_work(
+    router: Router, engine: Engine, bench: Bench, decodes: tuple[Worker, ...]
+) -> asyncio.Task[Routed]:
+    """Return a request whose prompt an SGLang worker has begun and does not end."""
+    engine.gate = asyncio.Event()
+    kind = {"engine": "sglang", "bootstrap": "10.0.0.9:8998"}
+    bench.apply([Worker("prefill-0", "prefill-h100", engine.address, **kind), *decodes])
+    task = asyncio.create_task(router.route(call()))
+    while not engine.bodies:
+        await asyncio.sleep(0.005)
+    return task
+
+
+async def cancelled(engine: Engine, bench: Bench) -> None:
+    """Wait until the engine was told, and nothing is booked."""
+    async with asyncio.timeout(10):
+        while not engine.cancelled:
+            await asyncio.sleep(0.005)
+    assert total_load(bench) == NOTHING
+    assert bench.load("prefill-0")["accepting"] == 1
+
+
+@pytest.mark.parametrize("waits_for_decode", [False, True])
+def test_a_client_that_leaves_before_its_decode_worker_is_found_cancels_sglangs_prompt(
+    waits_for_decode: bool,
+):
+    async def scenario() -> None:
+        async with routing() as (router, (engine,), bench):
+            task = await sglang_at_work(router, engine, bench, ())
+            while waits_for_decode and not router.somebody_waits:
+                await asyncio.sleep(0.005)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await cancelled(engine, bench)
+
+    run(scenario)
+
+
+def test_a_request_that_finds_no_decode_worker_cancels_sglangs_prompt():
+    async def scenario() -> None:
+        async with routing(admission={"max_wait_s": 0.1}) as (router, (engine,), bench):
+            task = await sglang_at_work(router, engine, bench, ())
+            async with asyncio.timeout(10):
+                while not task.done():
+                    router.look()
+                    await asyncio.sleep(0.005)
+            with pytest.raises(Refusal, match="no decode worker"):
+                await task
+            await cancelled(engine, bench)
+
+    run(scenario)
+
+
+def test_an_answer_that_ends_before_sglangs_prompt_cancels_it():
+    async def scenario() -> None:
+        async with routing() as (router, (engine,), bench):
+            routed = await (await sglang_at_work(router, engine, bench, (DECODE,)))
+            assert engine.cancelled == 0 and bench.load("prefill-0")["active"] == 1
+            router.ended(routed.flight)
+            await cancelled(engine, bench)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("field", [b'"user": "\xff"', b'"temperature": 1e999'])
+def test_a_field_that_only_engines_read_is_refused_where_it_cannot_be_handed_on(field: bytes):
+    async def scenario() -> None:
+        async with routing() as (router, (engine,), bench):
+            raw = b'{"prompt": "' + b"a " * 4000 + b'", "max_tokens": 2, ' + field + b"}"
+            with pytest.raises(Refusal) as refused:
+                await router.route(Call("request-1", COMPLETIONS, raw))
+            assert (refused.value.status, refused.value.reason) == (400, "bad_body")
+            assert not engine.bodies and total_load(bench) == NOTHING
+
+    run(scenario)
+
+
 def test_what_planners_count_of_a_class_ends_however_a_request_ends():
     """Answered, its client gone, refused by the engine; one that no worker could ever hold is no
     traffic."""

@@ -18,7 +18,7 @@ import msgspec
 
 from hrl_planner.router.config import HandoffConfig
 from hrl_planner.router.discovery import Worker
-from hrl_planner.router.request import Call
+from hrl_planner.router.request import Call, all_fields
 
 # Servers drop idle connections after some seconds (uvicorn: 5); ours must go first.
 _KEEP_ALIVE_S = 3.0
@@ -76,8 +76,9 @@ class Handoff:
 
         Raises:
             PrefillError: the worker failed or refused.
+            Refusal: 400, nobody could read the body.
         """
-        body = msgspec.json.decode(call.raw)
+        body = all_fields(call)
         first = {
             **body,
             "stream": False,
@@ -108,12 +109,13 @@ class Handoff:
 
         Raises:
             PrefillError: the worker did not take it.
+            Refusal: 400, nobody could read the body.
         """
         if worker.bootstrap is None:
             raise PrefillError(f"{worker.name} has no bootstrap address")
         host, _, port = worker.bootstrap.rpartition(":")
         body = {
-            **msgspec.json.decode(call.raw),
+            **all_fields(call),
             "bootstrap_host": host,
             "bootstrap_port": int(port),
             "bootstrap_room": random.randrange(_ROOMS),
@@ -121,7 +123,11 @@ class Handoff:
         task = asyncio.create_task(self._post(worker, call, body))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        done, _ = await asyncio.wait({task}, timeout=_REFUSED_WITHIN_S)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=_REFUSED_WITHIN_S)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
         if done and task.exception() is not None:
             raise PrefillError(str(task.exception()))
         return msgspec.json.encode(body), task

@@ -13,8 +13,9 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from hrl_planner.router.chooser import Ask
 from hrl_planner.router.classes import Classes
@@ -105,6 +106,8 @@ class Router:
         self._for_decode: list[asyncio.Future[None]] = []
         self._numbers = itertools.count(1)
         self._flights: dict[int, Flight] = {}
+        # Of flights: those that SGLang workers still compute, with the answer already on its way.
+        self._prompts: dict[int, asyncio.Task[bytes]] = {}
 
     @property
     def under_way(self) -> int:
@@ -126,7 +129,7 @@ class Router:
         wish = read(call, self._models)
         try:
             blocks = await self._hasher.blocks(wish.prompt)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refusal(400, str(error), reason="bad_prompt") from None
         targets = self._classes.of(call.slo_class, wish, blocks.isl_tokens)
         osl = self.lengths.expected(targets.class_id, wish.max_tokens)
@@ -161,6 +164,9 @@ class Router:
         if found is not None:
             self.desk.flights.end(found.leg)
             self._metrics.resolved(found.ask.targets.class_id)
+        prompt = self._prompts.get(flight)
+        if prompt is not None:  # nobody waits for it any more
+            prompt.cancel()
         return found
 
     def sweep(self) -> None:
@@ -206,11 +212,12 @@ class Router:
         attempts = self._config.handoff.prefill_attempts
         for attempt in range(attempts):
             try:
-                body = await self._prefill(call, seat.leg)
+                body, prompt = await self._prefill(call, seat.leg)
             except PrefillError as error:
                 self._prefill_failed(ask, seat.leg, error)
             else:
-                return await self._to_decode(call, ask, wish, seat, body)
+                to_decode = self._to_decode(call, ask, wish, seat, body)
+                return await (to_decode if prompt is None else self._meeting(prompt, to_decode))
             if attempt + 1 < attempts:
                 again = self.desk.another_prefill(ask, self._clock())
                 if again is None:
@@ -220,11 +227,28 @@ class Router:
                     return self._depart(call, ask, wish, seat, seat.predicted_ttft_s, None)
         return await self._to_decode(call, ask, wish, seat, None)
 
-    async def _prefill(self, call: Call, leg: Leg) -> bytes:
-        """Let one worker compute a prompt; its booking ends with it."""
+    async def _meeting(
+        self, prompt: asyncio.Task[bytes], to_decode: Coroutine[Any, Any, Routed]
+    ) -> Routed:
+        """Let a prompt go on for as long as somebody waits for it."""
+        try:
+            routed = await to_decode
+        except BaseException:  # refused, or its client left
+            prompt.cancel()
+            raise
+        self._prompts[routed.flight] = prompt
+        prompt.add_done_callback(lambda _: self._prompts.pop(routed.flight, None))
+        return routed
+
+    async def _prefill(self, call: Call, leg: Leg) -> tuple[bytes, asyncio.Task[bytes] | None]:
+        """Let one worker compute a prompt; its booking ends with it.
+
+        Returns:
+            The decode worker's body, and the prompt where it is still being computed.
+        """
         worker = leg.place.worker
         started_s = self._clock()
-        landed = True
+        prompt = None
         try:
             if worker.engine == "vllm":
                 body = await self._handoff.through_vllm(worker, call)
@@ -232,13 +256,12 @@ class Router:
             else:
                 body, prompt = await self._handoff.through_sglang(worker, call)
                 # Both workers are at it now: the booking ends when the prompt does.
-                landed = False
                 prompt.add_done_callback(lambda task: self._met(leg, task))
         finally:
-            if landed:
+            if prompt is None:
                 self.desk.flights.end(leg)
         self.desk.fleet.served(leg.place)
-        return body
+        return body, prompt
 
     def _met(self, leg: Leg, prompt: asyncio.Task[bytes]) -> None:
         self.desk.flights.end(leg)
