@@ -160,6 +160,7 @@ def test_a_prompt_seen_before_goes_to_the_worker_that_holds_it(stack: Stack):
         (b'{"prompt": ', 400, "bad_body"),
         (b'{"prompt": "a", "model": "gpt"}', 404, "model_not_found"),
         (b"", 400, "empty_body"),
+        (b'{"prompt": "\xff"}', 400, "bad_body"),
     ],
 )
 def test_bad_bodies_are_refused_in_openais_words(stack: Stack, raw: bytes, status: int, code: str):

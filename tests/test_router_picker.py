@@ -51,12 +51,21 @@ class Gateway:
 
     async def tell(self, *entries: Any) -> None:
         """Send access log entries."""
-        message = als_pb2.StreamAccessLogsMessage()
-        message.http_logs.log_entry.extend(entries)
+        await self.tell_raw(batch(*entries))
+
+    async def tell_raw(self, *batches: bytes) -> None:
+        """Send batches of the access log as they are."""
         call = self._log()
-        await call.write(message.SerializeToString())
+        for raw in batches:
+            await call.write(raw)
         await call.done_writing()
         await call
+
+
+def batch(*entries: Any) -> bytes:
+    message = als_pb2.StreamAccessLogsMessage()
+    message.http_logs.log_entry.extend(entries)
+    return bytes(message.SerializeToString())
 
 
 @asynccontextmanager
@@ -68,9 +77,11 @@ async def gateway() -> AsyncIterator[Gateway]:
     outcomes = Outcomes(router, bench.metrics, log_requests=True)
     picker = Picker(router, outcomes.refused, outcomes.ended)
     address = await picker.start("127.0.0.1:0")
-    async with grpc.aio.insecure_channel(address) as channel:
-        yield Gateway(channel, bench, router)
-    await picker.stop(0.0)
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Gateway(channel, bench, router)
+    finally:
+        await picker.stop(0.0)
 
 
 def run(scenario: Callable[[Gateway], Coroutine[Any, Any, None]]) -> None:
@@ -162,6 +173,42 @@ def body_only(raw: bytes, *, end: bool = True) -> Any:
     return question
 
 
+def trailers() -> Any:
+    question = ext_proc.ProcessingRequest()
+    question.request_trailers.SetInParent()
+    return question
+
+
+def test_a_body_is_whole_that_trailers_follow_which_envoy_keeps_to_itself():
+    async def scenario(found: Gateway) -> None:
+        (answer,) = await found.ask(body(end=False, slo_class="tight"))
+        assert chosen(answer)[names.WORKER] == "fast-0"
+        _, answer = await found.ask(headers(2), body_only(BODY, end=False))
+        assert names.DESTINATION in chosen(answer)
+
+    run(scenario)
+
+
+def test_trailers_end_a_streamed_body_and_go_on_behind_it():
+    async def scenario(found: Gateway) -> None:
+        parts = [body_only(BODY[:50], end=False), body_only(BODY[50:], end=False)]
+        first, second, third = await found.ask(headers(4), *parts, trailers())
+        assert names.DESTINATION in mutated(first.request_headers)
+        streamed = second.request_body.response.body_mutation.streamed_response
+        assert (streamed.body, streamed.end_of_stream) == (BODY, False)
+        assert third.WhichOneof("response") == "request_trailers"
+
+    run(scenario)
+
+
+def test_trailers_without_a_body_are_the_clients_fault():
+    async def scenario(found: Gateway) -> None:
+        _, answer = await found.ask(headers(2), trailers())
+        assert answer.immediate_response.status.code == 400
+
+    run(scenario)
+
+
 def test_a_request_without_a_body_is_let_pass():
     async def scenario(found: Gateway) -> None:
         question = headers(2)
@@ -181,6 +228,50 @@ def test_a_refusal_is_an_immediate_response():
         assert immediate.details == f"{names.REFUSED}bad_body"
 
     run(scenario)
+
+
+@pytest.mark.parametrize("name", ["slo_class", "session", "trace"])
+def test_a_header_that_is_no_text_is_the_clients_fault(name: str):
+    async def scenario(found: Gateway) -> None:
+        raw = body(**{name: "MARK"}).SerializeToString().replace(b"MARK", b"\xff\xff\xff\xff")
+        (answer,) = await found.ask(Raw(raw))
+        assert answer.immediate_response.status.code == 400
+        assert json.loads(answer.immediate_response.body)["error"]["code"] == "bad_header"
+        assert refusals(found, "400", "bad_header") == 1
+
+    run(scenario)
+
+
+class Raw:
+    """A message that protobuf would not make."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    def SerializeToString(self) -> bytes:
+        return self._raw
+
+
+def refusals(found: Gateway, status: str, reason: str) -> int:
+    page = found.bench.metrics.page().decode()
+    line = f'hrl_router_refusals_total{{reason="{reason}",status="{status}"}} '
+    return int(float(page.partition(line)[2].partition("\n")[0] or 0))
+
+
+def test_a_fault_of_the_router_is_answered_counted_and_logged_once(caplog: Any):
+    async def broken(call: object) -> None:
+        raise ZeroDivisionError("a rule divides")
+
+    async def scenario(found: Gateway) -> None:
+        found.router.route = broken  # type: ignore[assignment]
+        (answer,) = await found.ask(body())
+        assert answer.immediate_response.status.code == 500
+        assert json.loads(answer.immediate_response.body)["error"]["code"] == "internal"
+        assert refusals(found, "500", "internal") == 1
+
+    run(scenario)
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.request_id == "r1" and "a rule divides" in caplog.text
 
 
 def entry(flight: str, status: int = 200, **more: Any) -> Any:
@@ -224,6 +315,50 @@ def test_the_access_log_ends_a_flight(more: dict[str, Any], outcome: str, accept
         assert found.router.under_way == 0
         page = found.bench.metrics.page().decode()
         assert f'hrl_router_slo_total{{class="tight",outcome="{outcome}"}} 1.0' in page
+
+    run(scenario)
+
+
+def test_an_entry_that_cannot_be_booked_costs_no_other():
+    async def scenario(found: Gateway) -> None:
+        (answer,) = await found.ask(body())
+        await found.tell(entry("no number"), entry(chosen(answer)[names.FLIGHT]))
+        assert found.router.under_way == 0
+
+    run(scenario)
+
+
+def test_a_batch_that_cannot_be_read_costs_no_other():
+    async def scenario(found: Gateway) -> None:
+        (answer,) = await found.ask(body())
+        await found.tell_raw(b"\xff", batch(entry(chosen(answer)[names.FLIGHT])))
+        assert found.router.under_way == 0
+
+    run(scenario)
+
+
+def test_no_hint_of_a_length_spoils_what_is_known_of_its_class():
+    """A negative length made workers look empty, the class's mean negative, and its counts fail."""
+
+    async def scenario(found: Gateway) -> None:
+        hint = {"nvext": {"agent_hints": {"osl": -(10**9)}}}
+        (answer,) = await found.ask(body(json.dumps({"prompt": "a", **hint}).encode()))
+        assert answer.immediate_response.status.code == 400
+        assert b"nvext.agent_hints.osl" in answer.immediate_response.body
+        assert all(load >= 0 for load in found.bench.fleet.state.load["kv_blocks"])
+
+    run(scenario)
+
+
+def test_an_answer_that_was_not_streamed_counts_no_more_tokens_than_its_class_lets_expect():
+    async def scenario(found: Gateway) -> None:
+        for length in ({"stream": True}, {"max_tokens": 2**31}):
+            raw = json.dumps({"prompt": "a b c", **length}).encode()
+            (answer,) = await found.ask(body(raw, slo_class="loose"))
+            await found.tell(entry(chosen(answer)[names.FLIGHT]))
+        page = found.bench.metrics.page().decode()
+        # 2200 bytes streamed at 220 a token, then at most twice as much.
+        assert 'hrl_router_class_answer_tokens_total{class="loose"} 30.0' in page
 
     run(scenario)
 

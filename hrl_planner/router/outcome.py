@@ -19,6 +19,7 @@ from hrl_planner.router.request import Call, Refusal
 from hrl_planner.router.service import Flight, Router
 
 log = logging.getLogger("hrl_planner.router.requests")
+own_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +95,20 @@ class Outcomes:
 
     def ended(self, entries: Iterable[Any]) -> None:
         """Book ended answers, HTTPAccessLogEntry messages."""
-        any_ended = False
+        before = self._router.under_way
         for entry in entries:
-            read = read_entry(entry)
-            flight = self._router.ended(read[0]) if read is not None else None
-            if read is not None and flight is not None:
-                any_ended = True
-                self._book(flight, read[1])
-        if any_ended:
+            try:
+                self._end(entry)
+            except Exception:  # whatever it is, the other entries are not to blame
+                own_log.exception("an entry of the access log was not booked")
+        if self._router.under_way < before:
             self._router.look()
+
+    def _end(self, entry: Any) -> None:
+        read = read_entry(entry)
+        flight = self._router.ended(read[0]) if read is not None else None
+        if read is not None and flight is not None:
+            self._book(flight, read[1])
 
     def _book(self, flight: Flight, answer: Answer) -> None:
         class_id = flight.ask.targets.class_id
@@ -134,7 +140,7 @@ class Outcomes:
         lengths, class_id = self._router.lengths, flight.ask.targets.class_id
         if not flight.wish.stream:
             lengths.saw_whole_answer(class_id)
-            return flight.wish.max_tokens or lengths.expected(class_id, None)
+            return lengths.expected(class_id, flight.wish.max_tokens)
         tokens = lengths.of_answer(answer.body_bytes, flight.wish.max_tokens)
         if answer.status == 200 and not answer.broken and not answer.cancelled:
             lengths.saw_answer(class_id, answer.body_bytes, tokens)

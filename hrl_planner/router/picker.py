@@ -10,7 +10,6 @@ understood too; it gets the destination in a header as well.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
@@ -19,6 +18,7 @@ import grpc
 from envoy.config.core.v3 import base_pb2
 from envoy.service.accesslog.v3 import als_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from hrl_planner.router.envoy import names
 from hrl_planner.router.request import Call, Refusal
@@ -80,50 +80,126 @@ class Picker:
             await self._server.stop(grace_s)
 
     async def _process(self, questions: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        headers: dict[str, str] = {}
-        chunks: list[bytes] = []
-        with_headers = streamed = False
+        asked = _Asked()
         async for raw in questions:
-            question = ext_proc.ProcessingRequest.FromString(raw)
-            kind = question.WhichOneof("request")
-            if kind == "request_headers":
-                with_headers = True
-                headers = _headers(question.request_headers)
-                streamed = question.protocol_config.request_body_mode == _FULL_DUPLEX
-                if question.request_headers.end_of_stream or not streamed:
-                    yield _CONTINUE_HEADERS
-                    if question.request_headers.end_of_stream:
-                        return
-                continue
-            if kind != "request_body":
-                continue
-            chunks.append(question.request_body.body)
-            if not question.request_body.end_of_stream:
-                continue
-            call = _call(headers or _attributes(question), b"".join(chunks))
             try:
-                routed = await self._router.route(call)
-            except Refusal as refusal:
-                self._refused(call, refusal)
-                yield _immediate(refusal)
+                asked.take(raw)
+            except DecodeError:  # protobuf's strings are UTF-8, a client's headers need not be
+                yield self._refusal(asked.call(), _bad_header())
                 return
-            try:
-                for answer in _answers(routed, with_headers, streamed, call.raw):
-                    yield answer
-            except (asyncio.CancelledError, GeneratorExit):
-                # The client left as the answer was on its way: no access log will name the flight.
-                self._router.ended(routed.flight)
-                raise
+            if asked.goes_on:
+                yield _CONTINUE_HEADERS
+            if asked.bodiless:
+                return
+            if asked.whole:
+                break
+        if not asked.whole:
             return
+        routed = await self._decide(asked.call())
+        if isinstance(routed, bytes):
+            yield routed
+            return
+        try:
+            for answer in _answers(routed, asked):
+                yield answer
+        except BaseException:
+            # The client left as the answer was on its way: no access log will name the flight.
+            self._router.ended(routed.flight)
+            raise
+
+    async def _decide(self, call: Call) -> Routed | bytes:
+        """Return where a request goes, or the answer that it goes nowhere."""
+        try:
+            return await self._router.route(call)
+        except Refusal as refusal:
+            return self._refusal(call, refusal)
+        except Exception:
+            # Without an answer Envoy would tell the client to try again, with the same end.
+            log.exception("a decision failed", extra={"request_id": call.request_id})
+            return self._refusal(call, _internal())
+
+    def _refusal(self, call: Call, refusal: Refusal) -> bytes:
+        self._refused(call, refusal)
+        return _immediate(refusal)
 
     async def _access_log(self, batches: AsyncIterator[bytes], context: Any) -> bytes:
         async for raw in batches:
-            self._ended(als_pb2.StreamAccessLogsMessage.FromString(raw).http_logs.log_entry)
+            try:
+                message = als_pb2.StreamAccessLogsMessage.FromString(raw)
+            except DecodeError:
+                log.exception("a batch of the access log cannot be read")
+                continue
+            self._ended(message.http_logs.log_entry)
         return b""
+
+
+class _Asked:
+    """What has come of one request.
+
+    Attributes:
+        goes_on: the last message was headers that are answered alone, before the body.
+        bodiless: there will be no body, so nothing is decided.
+        whole: the body is here.
+        with_headers: the gateway has sent headers first.
+        streamed: it sends the body in parts, and wants it back.
+        trailers: it has sent those, too.
+    """
+
+    def __init__(self) -> None:
+        self.goes_on = self.bodiless = self.whole = False
+        self.with_headers = self.streamed = self.trailers = False
+        self._found: dict[str, str] = {}
+        self._chunks: list[bytes] = []
+
+    def take(self, raw: bytes) -> None:
+        """Take one message.
+
+        Raises:
+            DecodeError: it is none, or holds text that is no UTF-8.
+        """
+        question = ext_proc.ProcessingRequest.FromString(raw)
+        kind = question.WhichOneof("request")
+        self.goes_on = False
+        if kind == "request_headers":
+            self.with_headers = True
+            self._found = _headers(question.request_headers)
+            self.streamed = question.protocol_config.request_body_mode == _FULL_DUPLEX
+            self.bodiless = question.request_headers.end_of_stream
+            self.goes_on = self.bodiless or not self.streamed
+            return
+        self._found = self._found or _attributes(question)
+        if kind == "request_body":
+            self._chunks.append(question.request_body.body)
+            # Where trailers follow, a body that came in one piece does not end the stream.
+            self.whole = question.request_body.end_of_stream or not self.streamed
+        elif kind == "request_trailers":
+            self.whole = self.trailers = True
+
+    def call(self) -> Call:
+        """Return the request."""
+        return _call(self._found, self.body)
+
+    @property
+    def body(self) -> bytes:
+        """The body as far as it has come."""
+        return b"".join(self._chunks)
+
+
+def _bad_header() -> Refusal:
+    return Refusal(
+        400, "x-slo-class, x-session-id and traceparent must be UTF-8", reason="bad_header"
+    )
+
+
+def _internal() -> Refusal:
+    return Refusal(500, "the router failed at this request", reason="internal", kind="server_error")
 
 
 _CONTINUE_HEADERS = ext_proc.ProcessingResponse(
     request_headers=ext_proc.HeadersResponse()
+).SerializeToString()
+_CONTINUE_TRAILERS = ext_proc.ProcessingResponse(
+    request_trailers=ext_proc.TrailersResponse()
 ).SerializeToString()
 
 
@@ -153,7 +229,7 @@ def _call(found: dict[str, str], body: bytes) -> Call:
     )
 
 
-def _answers(routed: Routed, with_headers: bool, streamed: bool, raw: bytes) -> list[bytes]:
+def _answers(routed: Routed, asked: _Asked) -> list[bytes]:
     answer = ext_proc.ProcessingResponse()
     values = {
         names.DESTINATION: routed.destination,
@@ -164,29 +240,30 @@ def _answers(routed: Routed, with_headers: bool, streamed: bool, raw: bytes) -> 
     fields = answer.dynamic_metadata.fields[names.METADATA].struct_value.fields
     for name, value in values.items():
         fields[name].string_value = value
-    half = answer.request_headers if streamed else answer.request_body
+    half = answer.request_headers if asked.streamed else answer.request_body
     half.SetInParent()
     common = half.response
-    if with_headers:
+    if asked.with_headers:
         written = {name: values[name] for name in (names.DESTINATION, names.FALLBACK)}
         if routed.body is not None:
             written["content-length"] = str(len(routed.body))
         for name, value in written.items():
             common.header_mutation.set_headers.append(_overwrite(name, value))
-    if not streamed:
+    if not asked.streamed:
         if routed.body is not None:
             common.body_mutation.body = routed.body
         return [answer.SerializeToString()]
-    return [answer.SerializeToString(), *_streamed(routed.body or raw)]
+    answers = [answer.SerializeToString(), *_streamed(routed.body or asked.body, asked.trailers)]
+    return [*answers, _CONTINUE_TRAILERS] if asked.trailers else answers
 
 
-def _streamed(body: bytes) -> list[bytes]:
+def _streamed(body: bytes, trailers: bool) -> list[bytes]:
     answers = []
     for at in range(0, len(body), _STREAMED_CHUNK_BYTES):
         answer = ext_proc.ProcessingResponse()
         part = answer.request_body.response.body_mutation.streamed_response
         part.body = body[at : at + _STREAMED_CHUNK_BYTES]
-        part.end_of_stream = at + _STREAMED_CHUNK_BYTES >= len(body)
+        part.end_of_stream = at + _STREAMED_CHUNK_BYTES >= len(body) and not trailers
         answers.append(answer.SerializeToString())
     return answers
 
