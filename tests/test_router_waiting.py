@@ -154,3 +154,30 @@ def test_a_full_room_refuses_at_the_door():
         first.cancel()
 
     asyncio.run(run())
+
+
+def test_clients_that_have_left_take_no_room_however_far_behind_they_were():
+    async def run() -> None:
+        waiting = room(Door(), max_waiting=100)
+
+        async def come(class_name: str, n: int) -> list[asyncio.Task[str]]:
+            asks = [BENCH.ask(class_name) for _ in range(n)]
+            guests = [asyncio.create_task(waiting.wait(ask, 0.0, 0.0, 99.0)) for ask in asks]
+            await settle()
+            return guests
+
+        patient = await come("tight", 40)  # more than are looked at in one go
+        for _ in range(5):
+            impatient = await come("loose", 60)
+            assert len(waiting) == 100
+            for guest in impatient:
+                guest.cancel()
+            await settle()
+            waiting.look(0.01)
+            assert len(waiting) == 40
+        await come("loose", 60)
+        with pytest.raises(Refusal, match="too many"):
+            await waiting.wait(BENCH.ask("loose"), 0.0, 0.0, 99.0)
+        assert not any(guest.done() for guest in patient)
+
+    asyncio.run(run())

@@ -58,12 +58,14 @@ class WaitingRoom(Generic[T]):
         self._config = config
         self._try_place = try_place
         self._give_back = give_back
+        # Those that have left stay in it until `look` or `_forget_gone` comes to them.
         self._guests: list[tuple[tuple[bool, float, float], int, _Guest[T]]] = []
+        self._waiting = 0
         self._order = itertools.count()
 
     def __len__(self) -> int:
         """Requests that wait."""
-        return sum(not guest.seat.done() for _, _, guest in self._guests)
+        return self._waiting
 
     async def wait(self, ask: Ask, priority: float, now_s: float, latest_s: float) -> T:
         """Wait for a place.
@@ -72,7 +74,7 @@ class WaitingRoom(Generic[T]):
             Refusal: 429 when the room is full, or when the class sheds what is late; 503 when no
                 worker came in `max_wait_s`.
         """
-        if len(self._guests) >= self._config.max_waiting:
+        if self._waiting >= self._config.max_waiting:
             raise Refusal(
                 429,
                 "too many requests wait already",
@@ -80,9 +82,11 @@ class WaitingRoom(Generic[T]):
                 kind="rate_limit_error",
                 retry_after_s=1.0,
             )
+        self._forget_gone()
         seat: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         guest = _Guest(ask, priority, now_s, latest_s, seat)
         self._push(guest)
+        self._waiting += 1
         try:
             return await seat
         except asyncio.CancelledError:
@@ -90,6 +94,8 @@ class WaitingRoom(Generic[T]):
             if not seat.cancel() and not seat.cancelled() and seat.exception() is None:
                 self._give_back(seat.result())
             raise
+        finally:
+            self._waiting -= 1
 
     def look(self, now_s: float) -> None:
         """Look through the room: give places, refuse what its class sheds."""
@@ -128,6 +134,12 @@ class WaitingRoom(Generic[T]):
             return False
         guest.seat.set_result(placed)
         return True
+
+    def _forget_gone(self) -> None:
+        """Drop those that have left once they may be as many as those that wait."""
+        if len(self._guests) >= 2 * self._config.max_waiting:
+            self._guests = [entry for entry in self._guests if not entry[2].seat.done()]
+            heapq.heapify(self._guests)
 
     def _push(self, guest: _Guest[T]) -> None:
         heapq.heappush(self._guests, (guest.rank(), next(self._order), guest))
