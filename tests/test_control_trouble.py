@@ -26,6 +26,7 @@ from hrl_planner.kube.resources import Condition
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.spec import ClusterSpec
 from tests.kube_objects import install_definitions, mirrors_of
+from tests.scale_definitions import ODDLY_NAMED, install
 from tests.test_control import Site, equal_split
 
 pytestmark = pytest.mark.kube
@@ -170,6 +171,36 @@ def test_a_target_that_was_deleted_holds_gpus_until_its_pods_are_gone(site: Site
     assert wait_until(lambda: pods() == 0, 30.0)
     rounds(site)
     assert site.pools()[POOL].status.reserved == 0
+
+
+def test_gpus_of_pods_that_nobody_can_name_stay_reserved_until_somebody_names_them(
+    site: Site,
+) -> None:
+    install(site.api, ODDLY_NAMED)
+    group, kind = ODDLY_NAMED["spec"]["group"], ODDLY_NAMED["spec"]["names"]
+    fleet = {
+        "apiVersion": f"{group}/v1",
+        "kind": kind["kind"],
+        "metadata": {"name": "it"},
+        "spec": {"size": 0},
+    }
+    site.objects.create_namespaced_custom_object(group, "v1", site.namespace, kind["plural"], fleet)
+    site.until(equal_split())
+    reserved = equal_split()[POOL]
+    ref = {"apiVersion": f"{group}/v1", "kind": kind["kind"], "name": "it"}
+    patch_pool(site, POOL, {"scaleTargetRef": ref})
+    rounds(site)
+    condition = of_pool(site)["PodsCounted"]
+    assert (condition.status, condition.reason) == ("False", "NoSelector")
+    assert "EngineFleet it does not tell which pods" in condition.message
+    assert "spec.podSelector" in condition.message
+    assert len(events(site, "NoSelector")) == 1
+    assert site.pools()[POOL].status.reserved == reserved > 0
+    assert others_work(site)
+    patch_pool(site, POOL, {"podSelector": {"app": POOL}})
+    rounds(site, 1)
+    assert of_pool(site)["PodsCounted"].status == "True"
+    assert site.pools()[POOL].status.replicas == reserved
 
 
 def younger(site: Site, name: str) -> bool:

@@ -24,7 +24,9 @@ from hrl_planner.control.local_status import (
     attainment_of,
     book_of,
     conditions_of,
+    no_selector,
     numbers_of,
+    selector_of,
 )
 from hrl_planner.control.metrics import PoolMetrics
 from hrl_planner.control.pods import PodCounts
@@ -45,6 +47,7 @@ from hrl_planner.ledger import (
     WriteTarget,
     next_step,
 )
+from hrl_planner.ledger.replicas import MISSING
 
 SETTLE_S = 30.0
 # Of one round: settle a claim, count, lower, claim, scale, each perhaps after reading afresh.
@@ -305,10 +308,10 @@ class LocalPlanner:
             target = at.target(pool.spec.scale_target_ref)
         except TargetError as error:
             return Seen(pool, trouble=Trouble("TargetFound", error.reason, str(error)))
-        labels = pool.spec.pod_selector
-        selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        # Pods of a target that is gone still hold GPUs until they are.
-        selector = selector or target.selector or pool.status.selector
+        selector = selector_of(pool, target)
+        if not selector and target.target != MISSING:
+            # Nobody knows what its pods hold, which is not the same as nothing.
+            return Seen(pool, target, trouble=no_selector(pool))
         settled = self._settled(target, pool)  # before pods are listed, however long that takes
         try:
             pods = pods or (count or at.pods)(selector, pool.spec.pods_per_replica)

@@ -42,6 +42,21 @@ class Seen:
     trouble: Trouble | None = None
 
 
+def selector_of(pool: WorkerPool, target: TargetState) -> str:
+    """Return the labels of a target's pods; empty where nobody tells them."""
+    labels = pool.spec.pod_selector
+    selector = ",".join(f"{key}={value}" for key, value in labels.items()) or target.selector
+    # Pods of a target that is gone still hold GPUs until they are.
+    return selector or (pool.status.selector if target.target == MISSING else "")
+
+
+def no_selector(pool: WorkerPool) -> Trouble:
+    """Return why pods that may hold GPUs cannot be counted."""
+    ref = pool.spec.scale_target_ref
+    message = f"{ref.kind} {ref.name} does not tell which pods are its own: name spec.podSelector"
+    return Trouble("PodsCounted", "NoSelector", message)
+
+
 def numbers_of(seen: Seen, wanted: int | None) -> dict[str, Any]:
     """Return the part of a status that tells of target and pods."""
     pool, target, pods = seen.pool, seen.target.target, seen.pods
