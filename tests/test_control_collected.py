@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -41,6 +42,22 @@ class Astray:
     async def snapshots(self) -> AsyncIterator[Snapshot]:
         raise RouterError("no way to a Kubernetes API server")
         yield
+
+
+class Falters:
+    """A discovery that fails in a way nobody has thought of, and goes on when it is asked anew."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def snapshots(self) -> AsyncIterator[Snapshot]:
+        self.asked += 1
+        if self.asked == 2:
+            yield Snapshot((Worker("new", "decode-h100", "127.0.0.1:1"),))
+            await asyncio.Event().wait()
+        yield Snapshot(())
+        await asyncio.sleep(0.1)
+        raise KeyError("containers")
 
 
 NOBODY = {pool.name: 0 for pool in ClusterSpec.load("small").pools}
@@ -129,3 +146,20 @@ def test_a_planner_that_cannot_find_workers_says_so_and_does_not_start():
     with pytest.raises(RouterError, match="no way"):
         metrics.start()
     metrics.close()
+
+
+def test_workers_are_followed_again_after_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+    serving = NOBODY | {"decode-h100": 1}
+    index = spec().pool_index("decode-h100")
+    discovery = Falters()
+    metrics = CollectedMetrics(discovery)
+    metrics.start()
+    try:
+        metrics.look(spec(), NOBODY)
+        end_s = time.monotonic() + 20.0
+        while discovery.asked < 2 or np.isnan(metrics.look(spec(), serving)[0][index]).all():
+            assert time.monotonic() < end_s, "not in time"
+            time.sleep(0.05)
+    finally:
+        metrics.close()
+    assert any("KeyError('containers')" in message for message in caplog.messages)

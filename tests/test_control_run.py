@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,6 +11,9 @@ import pytest
 
 pytest.importorskip("kubernetes")
 
+from kubernetes.config import ConfigException
+
+from hrl_planner.control.election import Elector
 from hrl_planner.control.run import Key, Planner, Runner
 from hrl_planner.errors import KubeError
 
@@ -195,3 +198,34 @@ def test_a_woken_planner_makes_a_round_before_its_time() -> None:
         while not seen[1].wait(0.05):
             runner.wake(Key("local", "one"))
     assert planner.rounds == 2
+
+
+class Stumbles:
+    """Holds all leases, but at first something is wrong that nobody has thought of."""
+
+    unfinished = False
+
+    def __init__(self, fault: Exception) -> None:
+        self.faults = [fault]
+        self.held = threading.Event()
+
+    def keep(self, names: Collection[str]) -> set[str]:
+        if self.faults:
+            raise self.faults.pop()
+        self.held.set()
+        return set(names)
+
+    def release(self) -> None:
+        raise OSError("the token is gone")
+
+
+@pytest.mark.parametrize("fault", [ConfigException("no token"), OSError(5, "token"), KeyError("x")])
+def test_election_goes_on_whatever_went_wrong(
+    fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = Stumbles(fault)
+    with Elector(keeper) as elector:
+        elector.want(["hrl-planner-local-a"])
+        assert keeper.held.wait(PATIENCE_S)
+    assert any(type(fault).__name__ in message for message in caplog.messages)
+    assert "the token is gone" in caplog.messages[-1]

@@ -73,6 +73,15 @@ def test_a_leader_without_all_its_workers_starts_yet() -> None:
     )
 
 
+@pytest.mark.parametrize("size", ["", "x", "2.5"])
+def test_a_size_that_is_no_number_tells_nothing(size: str) -> None:
+    labels = {f"{LWS}/name": "it", f"{LWS}/group-index": "0", f"{LWS}/worker-index": "0"}
+    metadata = {"name": "it", "labels": labels, "annotations": {f"{LWS}/size": size}}
+    ready = {"type": "Ready", "status": "True"}
+    known = pod_of({"metadata": metadata, "status": {"phase": "Running", "conditions": [ready]}})
+    assert count_pods([known]) == PodCounts(ready=1)
+
+
 def test_a_place_taken_twice_holds_gpus_twice() -> None:
     """Grove names pods by chance, so a new group stands beside the draining one of its index."""
     old = [grove("draining", 0, "leader"), grove("draining", 0, "worker")]

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # A first look waits so long for the first pages; a later one never waits.
 _FIRST_S = 10.0
+_AGAIN_S = 1.0
 _ANSWER_S = 120.0
 _FORGET_S = 600.0
 
@@ -54,11 +55,16 @@ class CollectedMetrics:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="metrics", daemon=True)
         self._following: asyncio.Task[None] | None = None
+        self._started = False
         self._workers: dict[str, PoolWorker] = {}
         self._listening: dict[str, _Listening] = {}
 
     def start(self) -> None:
-        """Begin to follow the workers."""
+        """Begin to follow the workers.
+
+        Raises:
+            HrlPlannerError: if nobody can tell them.
+        """
         self._thread.start()
         self._wait_for(self._follow_in_background())
 
@@ -102,7 +108,7 @@ class CollectedMetrics:
             await self._listening.pop(name).close()
 
     async def _follow_in_background(self) -> None:
-        self._following = asyncio.create_task(self._follow())
+        self._following = asyncio.create_task(self._keep_following())
         known = asyncio.create_task(self._known_once.wait())
         done, _ = await asyncio.wait(
             {self._following, known}, timeout=_FIRST_S, return_when=asyncio.FIRST_COMPLETED
@@ -112,12 +118,25 @@ class CollectedMetrics:
             self._following.result()  # it never ends but by an error
         elif not done:
             log.warning("no workers are known after %g s", _FIRST_S)
+        self._started = True
+
+    async def _keep_following(self) -> None:
+        """Follow the workers, and begin anew whenever that ends; what ends the start ends it."""
+        complaint = ""
+        while True:
+            try:
+                await self._follow()
+            except Exception as error:
+                if not self._started:
+                    raise
+                level = logging.DEBUG if repr(error) == complaint else logging.WARNING
+                complaint = repr(error)
+                log.log(level, "workers are not followed: %s; again in %g s", complaint, _AGAIN_S)
+            await asyncio.sleep(_AGAIN_S)
 
     async def _follow(self) -> None:
-        first = True
         async for snapshot in self._discovery.snapshots():
-            since_s = float("-inf") if first else time.time()
-            first = False
+            since_s = time.time() if self._known_once.is_set() else float("-inf")
             self._workers = {
                 worker.name: self._known(worker, since_s) for worker in snapshot.workers
             }

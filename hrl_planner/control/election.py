@@ -192,16 +192,16 @@ class Elector:
                     self._due.wait(pause_s)
         try:
             self._keeper.release()
-        except (HrlPlannerError, HTTPError) as error:
-            _log.warning("leases run out by themselves: %s", error)
+        except Exception as error:
+            _log.warning("leases run out by themselves: %s", _reason(error))
 
     def keep_once(self) -> tuple[float, frozenset[str]]:
         """Return how long to wait, and for which leases this was."""
         began_s, wanted = self._clock(), self._wanted
         try:
             kept = frozenset(self._keeper.keep(wanted))
-        except (HrlPlannerError, HTTPError) as error:
-            _log.warning("election: %s", error)
+        except Exception as error:  # whatever it was: without this thread, nothing leads any more
+            _log.warning("election: %s", _reason(error))
             return _RETRY_S, wanted
         self._tell(kept)
         self._kept_s, self._kept, self.answered = began_s, kept, True
@@ -212,3 +212,8 @@ class Elector:
             few = ", ".join(sorted(names)[:3])
             if names:
                 _log.info("%s %d: %s%s", words, len(names), few, ", ..." if len(names) > 3 else "")
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong, with its kind where the words alone may say little."""
+    return str(error) if isinstance(error, HrlPlannerError | HTTPError) else repr(error)

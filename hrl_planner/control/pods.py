@@ -93,13 +93,21 @@ def pod_of(item: Mapping[str, Any]) -> Pod | None:
     labels = {
         sys.intern(key): sys.intern(value) for key, value in metadata.get("labels", {}).items()
     }
-    size = int(metadata.get("annotations", {}).get(_SIZE, "1"))
+    size = _size_of(metadata.get("annotations", {}))
     if metadata.get("deletionTimestamp") is not None:
         return Pod(labels, "draining", size)
     conditions = {c["type"]: c["status"] for c in status.get("conditions") or ()}
     if conditions.get("PodScheduled") == "False":
         return Pod(labels, "pending", size)
     return Pod(labels, "ready" if conditions.get("Ready") == "True" else "starting", size)
+
+
+def _size_of(annotations: Mapping[str, str]) -> int:
+    """Return how many pods a group has; anybody may write anything there, which tells nothing."""
+    try:
+        return int(annotations.get(_SIZE, "1"))
+    except ValueError:
+        return 1
 
 
 def count_pods(pods: Iterable[Pod | None], per_replica: int = 1) -> PodCounts:

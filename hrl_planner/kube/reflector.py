@@ -121,13 +121,14 @@ class Reflector(Generic[Kept]):
                     yield self._replace({})
                 else:
                     self._complain(error, pause_s)
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            except Exception as error:  # whatever it was, the next list or watch may go well
                 self._complain(error, pause_s)
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
             pause_s = min(2 * pause_s, longest_s)
 
     def _complain(self, error: Exception, pause_s: float) -> None:
-        complaint = f"{error or repr(error)}"
+        plain = isinstance(error, (_Refused, aiohttp.ClientError, OSError))
+        complaint = (plain and str(error)) or repr(error)
         level = logging.DEBUG if complaint == self._complaint else logging.WARNING
         self._complaint = complaint
         _log.log(level, "%s: %s; again in %.1f s", self._what, complaint, pause_s)
@@ -182,11 +183,14 @@ class Reflector(Generic[Kept]):
         if kind == "ERROR":
             status = int(item.get("code", 500))
             raise _Gone if status == 410 else _Refused(status, str(item.get("message", "")))
-        self._version = item["metadata"]["resourceVersion"]
+        version: str = item["metadata"]["resourceVersion"]
         if kind == "BOOKMARK":
+            self._version = version
             return None
         name: str = item["metadata"]["name"]
         thing = None if kind == "DELETED" else self._keep(item)
+        # Only now: of an event that fails, the next watch tells again.
+        self._version = version
         if thing is None:
             return None if self._objects.pop(name, None) is None else name
         self._objects[name] = thing
