@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hrl_planner.control.decide import Scaler
+from hrl_planner.control.decide import Allocator, Scaler
 from hrl_planner.control.metrics import Float64Array
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.kube.convert import manifests_of
@@ -58,3 +58,41 @@ def test_a_new_leader_adds_replicas_at_once() -> None:
     group, pools = objects(3)
     want = Scaler(FirstPage(waiting=50.0)).want(group, pools, "prefill-h100", 1000.0)
     assert want.replicas > 3
+
+
+class Numbered:
+    """Metrics in which as many requests wait for a pool as its name has letters.
+
+    It remembers the clusters it was asked about: metrics are kept by their description.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[ClusterSpec] = []
+
+    def look(
+        self, spec: ClusterSpec, serving: Mapping[str, int]
+    ) -> tuple[Float64Array, Float64Array]:
+        self.asked.append(spec)
+        rows = np.full((len(spec.pools), len(POOL_FIELDS)), np.nan)
+        rows[:, POOL_FIELDS.index("waiting")] = [len(pool.name) for pool in spec.pools]
+        return rows, np.full((len(spec.slo_classes), len(CLASS_FIELDS)), np.nan)
+
+
+def test_planners_of_both_levels_ask_about_the_same_cluster() -> None:
+    """One pool tells no GPU count, so that the other of its type must stay, without replicas."""
+    group, listed = objects(2)
+    pools = {pool.name: pool.model_dump(by_alias=True) for pool in listed.pools}
+    pools["prefill-h100"]["spec"]["gpusPerReplica"] = None
+    pools["prefill-h100"]["status"] |= {"reserved": 2}
+    pools["decode-h100"]["spec"]["quota"] = 0
+    pools["decode-h100"]["status"] |= {"desired": 0, "ready": 0}
+    listed = PoolList(tuple(WorkerPool.model_validate(pool) for pool in pools.values()))
+    metrics = Numbered()
+    plan = Allocator(metrics).plan(group, listed, 1000.0)
+    Scaler(metrics).want(group, listed, "decode-l40s", 1000.0)
+    assert len(metrics.asked) == 2
+    assert metrics.asked[0] == metrics.asked[1]
+    names = [pool.name for pool in plan.decision.spec.pools]
+    assert names == ["prefill-l40s", "decode-l40s"]
+    waiting = plan.decision.observation.pool_field("waiting")
+    assert waiting.tolist() == [len(name) for name in names]

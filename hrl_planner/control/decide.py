@@ -6,15 +6,16 @@ the group chose. Neither knows the API server.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hrl_planner.control.decision import Choice, Decider, Decision, Flows
 from hrl_planner.control.metrics import PoolMetrics, observe
-from hrl_planner.control.planned import plannable, planned
+from hrl_planner.control.planned import Planned, plannable, planned
 from hrl_planner.control.pool_list import PoolList
 from hrl_planner.errors import HrlPlannerError
 from hrl_planner.kube.convert import cluster_spec_of
 from hrl_planner.kube.resources import PolicySpec, ServingGroup, WorkerPool
+from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.quota import QUOTA, WHOLE_QUOTA
 
 
@@ -63,9 +64,8 @@ class Allocator:
             HrlPlannerError: if group and pools describe no cluster, or the policy is unknown.
         """
         cluster = planned(group, listed)
-        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
         choice = Choice.of(group.spec.policy, "allocator")
-        made = self._decider.decide(cluster.spec, choice, observation)
+        made = self._decider.decide(cluster.spec, choice, self._see(cluster, now_s))
         return GroupPlan(made.replicas, made.flows, made.plan.reason, made)
 
     def listen(self, group: ServingGroup, listed: PoolList, now_s: float) -> Decision | None:
@@ -75,10 +75,17 @@ class Allocator:
             HrlPlannerError: as `plan`.
         """
         cluster = planned(group, listed)
-        observation = observe(cluster.described, cluster.pools, self._metrics, now_s)
-        return self._decider.listen(
-            cluster.spec, Choice.of(group.spec.policy, "allocator"), observation
-        )
+        choice = Choice.of(group.spec.policy, "allocator")
+        return self._decider.listen(cluster.spec, choice, self._see(cluster, now_s))
+
+    def _see(self, cluster: Planned, now_s: float) -> ClusterObservation:
+        """Look at the whole cluster: its metrics are one history for the planners of both levels.
+
+        The policy sees of it what it plans for.
+        """
+        seen = observe(cluster.described, cluster.pools, self._metrics, now_s)
+        rows = [cluster.described.pool_index(pool.name) for pool in cluster.spec.pools]
+        return replace(seen, pools=seen.pools[rows])
 
 
 class Scaler:

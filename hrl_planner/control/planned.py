@@ -28,8 +28,10 @@ class Planned:
     Attributes:
         pools: that can be planned for.
         left_out: the others, and why.
-        described: the cluster as group and pools describe it, without those left out.
-        spec: the same with what is left of the budget, and pools that must stay as they are.
+        described: the cluster as group and pools describe it, without those left out; so local
+            planners see it, too.
+        spec: the same with what is left of the budget, and pools that must stay as they are:
+            without those that must stay without replicas.
     """
 
     pools: tuple[WorkerPool, ...]
@@ -67,24 +69,24 @@ def planned(group: ServingGroup, listed: PoolList) -> Planned:
     held = counted(budget_of(group), others, claims_of(group))
     unknown = {resource for resource, amount in held.items() if math.isinf(amount)}
     stay = {a.name: a.granted for a in mine if unknown & a.cost.keys()}
-    fit = tuple(pool for pool in fit if stay.get(pool.name, 1) > 0)
-    if not fit:
+    kept = tuple(pool for pool in fit if stay.get(pool.name, 1) > 0)
+    if not kept:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise HrlPlannerError(f"no pool can be planned for{': ' + reasons if reasons else ''}")
     described = cluster_spec_of(group, fit)
     if not others:
         return Planned(fit, left_out, described, described)
+    spec = described if len(kept) == len(fit) else cluster_spec_of(group, kept)
     pools = [
         pool.model_copy(update={"min_replicas": n, "max_replicas": n, "initial_replicas": None})
         if (n := stay.get(pool.name)) is not None
         else pool
-        for pool in described.pools
+        for pool in spec.pools
     ]
     least = _least(mine, {pool.name: pool.min_replicas for pool in pools})
-    budget = _less(described.budget, held, least)
-    return Planned(
-        fit, left_out, described, described.model_copy(update={"pools": pools, "budget": budget})
-    )
+    budget = _less(spec.budget, held, least)
+    left = spec.model_copy(update={"pools": pools, "budget": budget})
+    return Planned(fit, left_out, described, left)
 
 
 def _least(books: Sequence[Account], replicas: Mapping[str, int]) -> dict[str, float]:
