@@ -263,7 +263,8 @@ def _known(mirror: Mirror[Any], name: str) -> Any:
         return None
     found = mirror.objects.get(name)
     if isinstance(found, KubeError):
-        raise found
+        # It is kept, and every raise would add to the frames it was raised through before.
+        raise found.with_traceback(None)
     return found
 
 
