@@ -24,6 +24,7 @@ from hrl_planner.collect import (
     Target,
 )
 from hrl_planner.collect.source import Heard
+from hrl_planner.errors import HrlPlannerError
 from hrl_planner.mock_engine.cluster import MockCluster
 from hrl_planner.observation import PoolObservation
 from hrl_planner.router.metrics import RouterMetrics
@@ -269,7 +270,35 @@ def test_a_prometheus_that_fails_is_logged_and_nothing_is_heard(caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         assert told(Prometheus([({"pod": "p", "__name__": "x"}, "no number")], 0.0),
                     [Target("p", "")]) == {}  # fmt: skip
-    assert "prometheus does not answer" in caplog.text
+    assert "prometheus does not answer: could not convert string to float" in caplog.text
+
+
+def test_why_prometheus_does_not_answer_is_told_once_until_it_changes(
+    caplog: pytest.LogCaptureFixture,
+):
+    statuses = iter((503, 503, 503, 500, 500))
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=next(statuses))
+
+    async def scenario() -> None:
+        async with serving(answer, "/api/v1/query") as address:
+            source = PrometheusSource(f"http://{address}")
+            await source.start()
+            for _ in range(5):
+                for targets, prefixes in (([Target("p", "")], ("vllm:",)), ([], ("hrl_",))):
+                    await source.round(targets, prefixes, 5.0, lambda *_: None)
+            await source.close()
+
+    asyncio.run(scenario())
+    reasons = [m for m in caplog.messages if "prometheus does not answer: " in m]
+    assert [[code for code in ("503", "500") if code in m] for m in reasons] == [["503"], ["500"]]
+
+
+@pytest.mark.parametrize("url", ["notaurl", "", "prometheus:9090", "http://", "http://p:port"])
+def test_what_is_no_url_of_a_prometheus_is_refused_at_once(url: str):
+    with pytest.raises(HrlPlannerError, match="is no URL of a server"):
+        PrometheusSource(url)
 
 
 @pytest.mark.slow

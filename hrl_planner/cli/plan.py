@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from hrl_planner.collect import Source
+    from hrl_planner.control import Connector
     from hrl_planner.control.decision_log import DecisionLog
     from hrl_planner.control.metrics import PoolMetrics
 
@@ -226,12 +227,13 @@ def _plan(
             patient=not how.one_round,
         )
         if how.one_round:
-            if keys is None:
-                keys = wanted(connector.groups(), connector.pools().pools, groups)
-            for key in keys:
-                began_s = time.monotonic()
-                done = planners.make(key, connector).round()
-                log.write(key.name, done, time.monotonic() - began_s)
+            with _answering(connector):
+                if keys is None:
+                    keys = wanted(connector.groups(), connector.pools().pools, groups)
+                for key in keys:
+                    began_s = time.monotonic()
+                    done = planners.make(key, connector).round()
+                    log.write(key.name, done, time.monotonic() - began_s)
             return
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         service = Service(
@@ -240,6 +242,20 @@ def _plan(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: service.stop())
         service.run(*how.health)
+
+
+@contextmanager
+def _answering(connector: Connector) -> Iterator[None]:
+    """Turn an API server that does not answer into one line: nobody tries again."""
+    from urllib3.exceptions import HTTPError
+
+    from hrl_planner.errors import KubeError
+
+    try:
+        yield
+    except HTTPError as error:
+        host, reason = connector.api.configuration.host, " ".join(str(error).split())
+        raise KubeError(f"the API server {host} does not answer: {reason}") from error
 
 
 @contextmanager
@@ -277,6 +293,7 @@ def _metrics(kubeconfig: Path | None, namespace: str, how: _How) -> Iterator[Poo
             return PageSource()
         return PrometheusSource(how.prometheus, selector=f'namespace="{namespace}"')
 
+    source()  # says now if there can be none
     workers = KubernetesDiscovery(namespace, configuration=partial(find_configuration, kubeconfig))
     found = CollectedMetrics(workers, how.routers, listen_s, source)
     found.start()

@@ -171,4 +171,4 @@ class Collector:
     def _tell_unreadable(self, name: str) -> None:
         if name not in self._unreadable:
             self._unreadable.add(name)
-            log.warning("a page has no known metrics", extra={"target": name})
+            log.warning("%s: a page has no known metrics", name)

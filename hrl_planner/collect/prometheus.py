@@ -15,11 +15,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from hrl_planner.collect.source import Heard, Target
+from hrl_planner.errors import HrlPlannerError
 from hrl_planner.worker_metrics import Series
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,9 @@ class PrometheusSource:
         headers: sent with every query, for example authorization.
         clock: time of the samples, seconds.
         timeout_s: for one query.
+
+    Raises:
+        HrlPlannerError: if the URL is none of a server.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class PrometheusSource:
         clock: Callable[[], float] = time.time,
         timeout_s: float = 5.0,
     ) -> None:
+        _check(url)
         self._url = url.rstrip("/") + "/api/v1/query"
         self._label = worker_label
         self._selector = f", {selector}" if selector else ""
@@ -71,6 +77,7 @@ class PrometheusSource:
         self._clock = clock
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._complaints: dict[tuple[str, ...], str] = {}  # by what was asked for
 
     async def start(self) -> None:
         """See Source."""
@@ -88,6 +95,7 @@ class PrometheusSource:
     ) -> None:
         """See Source."""
         names = "|".join(sorted(prefixes))
+        complaint = ""
         for first in range(0, len(targets), _AT_A_TIME):
             some = targets[first : first + _AT_A_TIME]
             who = f'{self._label}=~"{"|".join(_literal(t.name) for t in some)}"{self._selector}'
@@ -100,7 +108,10 @@ class PrometheusSource:
                 rows = await self._query(f'{{__name__=~"(?:{names}).*", {who}}}')
                 self._tell(rows, ages_s, self._clock(), heard)
             except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError) as error:
-                log.warning("prometheus does not answer", extra={"error": str(error)})
+                complaint = str(error) or repr(error)
+        if complaint and complaint != self._complaints.get(prefixes):
+            log.warning("prometheus does not answer: %s", complaint)
+        self._complaints[prefixes] = complaint
 
     def _tell(
         self, rows: Sequence[_Row], ages_s: dict[str, float], now_s: float, heard: Heard
@@ -118,6 +129,18 @@ class PrometheusSource:
         async with self._session.post(self._url, data={"query": query}) as response:
             response.raise_for_status()
             return _decoder.decode(await response.read()).data.result
+
+
+def _check(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none, or half an IPv6 address
+        good = False
+    if not good:
+        raise HrlPlannerError(
+            f"prometheus: {url!r} is no URL of a server; it is like http://prometheus:9090"
+        )
 
 
 def _series(row: _Row) -> Series:

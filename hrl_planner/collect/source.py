@@ -117,7 +117,7 @@ class PageSource:
                 at_s = self._clock()
             heard(target.name, at_s, list(series_of(page.decode(errors="replace"), prefixes)))
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            log.debug("no metrics", extra={"target": target.name, "error": str(error)})
+            log.debug("%s: no metrics: %s", target.name, str(error) or repr(error))
 
 
 def _phase(name: str) -> float:

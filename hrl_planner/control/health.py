@@ -7,6 +7,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
+from hrl_planner.errors import HrlPlannerError
+
 _PAGE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -19,6 +21,9 @@ class Health:
         ready: a round was made.
         metrics: the page for Prometheus.
         host: where to listen.
+
+    Raises:
+        HrlPlannerError: if nobody can listen there.
     """
 
     def __init__(
@@ -48,7 +53,13 @@ class Health:
             def log_message(self, format: str, *args: object) -> None:
                 """Probes are not worth a line each."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except (OSError, UnicodeError) as error:  # taken, not ours, or no host at all
+            reason = getattr(error, "strerror", None) or error
+            raise HrlPlannerError(
+                f"--health-host {host}, --health-port {port}: cannot listen: {reason}"
+            ) from error
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 

@@ -68,11 +68,18 @@ class Service:
         Args:
             health_host: where to answer `/healthz`, `/readyz` and `/metrics`.
             health_port: likewise; 0 for any free one.
+
+        Raises:
+            HrlPlannerError: if nobody can listen there.
         """
-        page = self._instruments.page
-        health = Health(health_port, self._runner.alive, self._runner.ready, page, health_host)
-        with self._mirrors, self._elector, health:
-            self._runner.run()
+        runner, page = self._runner, self._instruments.page
+        # Where nobody can listen, nobody has begun to lead.
+        with (
+            self._mirrors,
+            Health(health_port, runner.alive, runner.ready, page, health_host),
+            self._elector,
+        ):
+            runner.run()
 
     def stop(self) -> None:
         """End after the rounds that run; may be called from a signal handler."""
