@@ -82,7 +82,7 @@ def test_what_is_not_reproduced_is_told_with_file_and_line(log: Path, tmp_path: 
         (["EMPTY"], "no decision in it"),
         (["LOG", "--policy", "magic"], "unknown policy 'magic'"),
         (["LOG", "--policy", "lp+magic"], "unknown policy 'magic'"),
-        (["LOG", "--checkpoint", "nowhere"], "nowhere/manifest.yaml"),
+        (["LOG", "--checkpoint", "nowhere"], "no checkpoint ships for spec 'nowhere'"),
     ],
 )
 def test_a_wrong_question_is_one_line_and_status_2(
