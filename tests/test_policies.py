@@ -26,7 +26,17 @@ from hrl_planner.workload.events import ClusterEvent
 from hrl_planner.workload.trace import Trace
 
 SPEC = ClusterSpec.load("small")
-NAMES = ("static", "hpa", "queue-length", "wva", "rule", "lp", "lp-oracle", "lp+rule")
+NAMES = (
+    "static",
+    "hpa",
+    "queue-length",
+    "wva",
+    "rule",
+    "lp",
+    "lp:rebuild_s=900",
+    "lp-oracle",
+    "lp+rule",
+)
 
 
 def poisson(rate: float, duration_s: float, seed: int, until_s: float | None = None) -> Trace:

@@ -40,7 +40,7 @@ ALLOCATOR = networks.ALLOCATOR._replace(outputs=N_TERMS)
 N_POOLS = len(SPEC.pools)
 SHAPE = (len(ROLES), N_TERMS)
 OTHERS = terms_of(
-    np.tile([-1.0, 0.5, -0.5, 0.7], (len(ROLES), 1)), CapacityModel.from_spec(SPEC).role
+    np.tile([-1.0, 0.5, -0.5, 0.7, 0.0], (len(ROLES), 1)), CapacityModel.from_spec(SPEC).role
 )
 NO_CHANGE = Terms.unchanged(N_POOLS)
 
@@ -58,11 +58,16 @@ def write_checkpoint(folder: Path, tensors: checkpoints.Tensors) -> Path:
     return folder
 
 
+def everywhere(*action: float) -> FloatArray:
+    """The same numbers for every role, 0 for those that are left out."""
+    return np.tile([*action, *[0.0] * (N_TERMS - len(action))], (len(ROLES), 1))
+
+
 def finished(env: PlannerEnv, *action: float) -> PlannerEnv:
     env.reset(seed=3)
     ended = False
     while not ended:
-        *_, ended, _ = env.step(np.full(SHAPE, action, np.float32))
+        *_, ended, _ = env.step(everywhere(*action))
     return env
 
 
@@ -99,7 +104,7 @@ def test_less_capacity_means_more_quota_and_what_else_terms_do(trace: Trace) -> 
         env.reset(seed=3)
         total, ended = 0.0, False
         while not ended:
-            *_, ended, _ = env.step(np.full(SHAPE, action, np.float32))
+            *_, ended, _ = env.step(everywhere(*action))
             total += env.run.control.quota.sum()
         return total
 
@@ -189,7 +194,14 @@ def test_terms_stay_within_their_bounds_and_zeros_change_nothing(
     np.testing.assert_array_equal(nothing.capacity, unchanged.capacity)
     np.testing.assert_array_equal(nothing.stop, unchanged.stop)
     np.testing.assert_array_equal(nothing.keep, unchanged.keep)
-    assert nothing.outlook == unchanged.outlook
+    assert (nothing.outlook, nothing.rebuild) == (unchanged.outlook, unchanged.rebuild)
+    assert 0.25 <= terms.rebuild <= 4.0
+
+
+def test_networks_of_before_rebuilds_leave_them_to_the_lp() -> None:
+    role = CapacityModel.from_spec(SPEC).role
+    terms = terms_of(np.full((len(ROLES), N_TERMS - 1), 0.5), role)
+    assert terms.rebuild == 1.0 and terms.outlook == 2.0
 
 
 @torch.no_grad()
@@ -213,7 +225,9 @@ def test_a_checkpoint_with_other_outputs_than_terms_is_refused(tmp_path: Path) -
     path = write_checkpoint(tmp_path / "wrong", zeros(ALLOCATOR))
     manifest = path / "manifest.yaml"
     manifest.write_text(manifest.read_text().replace(f"outputs: {N_TERMS}", "outputs: 1"))
-    with pytest.raises(CheckpointError, match=r"head terms needs allocator\.outputs: 4, not 1"):
+    with pytest.raises(
+        CheckpointError, match=r"head terms needs allocator\.outputs: 4 or 5, not 1"
+    ):
         checkpoints.load(path)
 
 

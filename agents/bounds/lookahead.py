@@ -26,7 +26,7 @@ from hrl_planner.planner.lp import FluidPlanner
 from hrl_planner.planner.policy import FloatArray, Plan, PlanContext, Terms
 from hrl_planner.routing import DECODE, PREFILL, ROLES
 
-_CAPACITY, _STOP, _KEEP, _OUTLOOK = range(N_TERMS)
+_CAPACITY, _STOP, _KEEP, _OUTLOOK = range(4)
 
 
 def _action(prefill: dict[int, float], decode: dict[int, float]) -> FloatArray:

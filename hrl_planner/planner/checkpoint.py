@@ -146,9 +146,10 @@ class Manifest(_Model):
                 f"head {self.head} does not go with moves: {self.moves} and "
                 f"allocator.scorer: {self.allocator.scorer}"
             )
-        if self.head == "terms" and self.allocator.outputs != N_TERMS:
+        if self.head == "terms" and self.allocator.outputs not in (N_TERMS - 1, N_TERMS):
             raise ValueError(
-                f"head terms needs allocator.outputs: {N_TERMS}, not {self.allocator.outputs}"
+                f"head terms needs allocator.outputs: {N_TERMS - 1} or {N_TERMS}, not "
+                f"{self.allocator.outputs}"
             )
         return self
 

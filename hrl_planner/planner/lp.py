@@ -11,7 +11,7 @@ is scaled by the rule, and the LP plans the others around it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -30,8 +30,10 @@ from hrl_planner.planner.demand import (
     startup_horizon_s,
 )
 from hrl_planner.planner.loop import current_targets
+from hrl_planner.planner.moment import Moment, Rates, Rebuild, Solution, Traffic
 from hrl_planner.planner.policy import Advice, FloatArray, IntArray, Plan, PlanContext, Terms
 from hrl_planner.planner.pool_memory import PoolMemory, or_zero
+from hrl_planner.planner.rebuild import Rebuilding
 from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.routing import DECODE
 
@@ -39,37 +41,6 @@ _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pa
 _FEW = 3  # replicas of a pool that the first solve assumes at least
 _LEAST_CAPACITY = 1e-9  # requests/s
 _LEAST_WORTH = 0.25  # of the planned demand, where next to nothing arrives now
-
-_Rates = tuple[FloatArray, FloatArray]  # requests/s per replica and share in time, as `capacity`
-
-
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """What one decision is made of; it can be planned for again on other terms.
-
-    Attributes:
-        observation: what was seen.
-        current: replicas asked for so far, shape (P,).
-        demand: what is asked of the cluster.
-        rates: of the replicas that serve now.
-        flows: that suit these replicas, shape (C, P); None where nothing does.
-        idle: pools that have had nothing to do for long, shape (P,).
-        gpus: that can be had of each type, shape (T,).
-        by_rule: replicas the rule asks for in pools without a profile, in their order.
-        spare: replicas that no plan of the last `spare_s` had a use for, shape (P,).
-        useless: the same of the last `idle_s`.
-    """
-
-    observation: ClusterObservation
-    current: IntArray
-    demand: Demand
-    rates: _Rates
-    flows: FloatArray | None
-    idle: NDArray[np.bool_]
-    gpus: FloatArray
-    by_rule: FloatArray
-    spare: FloatArray
-    useless: FloatArray
 
 
 class DemandSource(Protocol):
@@ -105,6 +76,9 @@ class FluidPlanner:
             and without a use after which a replica costs nothing to stop: a GPU needed and absent
             costs about ten times its price during a start-up, so holding it for about ten
             start-ups costs at most twice what is best in hindsight (ski rental).
+        rebuild_s: how long the demand is taken to last where a rebuild is weighed (`rebuild.py`);
+            0: what serves never goes before its replacement is up.
+        rebuild_gain: least share by which a rebuild serves more value than the plan.
     """
 
     name = "lp"
@@ -125,6 +99,8 @@ class FluidPlanner:
         interval_s: float | None = None,
         outage_s: float = 900.0,
         idle_s: float = 1800.0,
+        rebuild_s: float = 0.0,
+        rebuild_gain: float = 0.1,
     ) -> None:
         """See the class."""
         headrooms = (headroom, headroom_prefill)
@@ -132,6 +108,11 @@ class FluidPlanner:
             raise PolicyError(
                 f"policy lp: headroom {headroom}, headroom_prefill {headroom_prefill} and quantile "
                 f"{quantile} must lie in 0..1"
+            )
+        if not 0.0 <= rebuild_s < np.inf or not 0.0 <= rebuild_gain < np.inf:
+            raise PolicyError(
+                f"policy lp: rebuild_s {rebuild_s} and rebuild_gain {rebuild_gain} must be at "
+                "least 0"
             )
         if interval_s is not None and interval_s <= 0.0:
             raise PolicyError(f"policy lp: interval_s {interval_s} must be above 0")
@@ -142,6 +123,7 @@ class FluidPlanner:
         self._start_weight = start_weight
         self._stop_weight, self._stop_weight_decode = stop_weight, stop_weight_decode
         self._price_weight = price_weight
+        self._rebuild_s, self._rebuild_gain = rebuild_s, rebuild_gain
         self._interval_s = interval_s
         self.interval_s = 10.0 if interval_s is None else interval_s
         self._ready = False
@@ -179,7 +161,7 @@ class FluidPlanner:
         # The first windows are half empty: too little to release a replica on.
         self._settle_s = 2.0 * spec.intervals.window_s
         self._mean_plan: FloatArray | None = None
-        self._moment: _Moment | None = None
+        self._moment: Moment | None = None
         self._memory = PoolMemory(
             self._arrays,
             idle_s=self._idle_s,
@@ -187,6 +169,14 @@ class FluidPlanner:
             patience_s=self.interval_s,
             settle_s=self._settle_s,
         )
+        self._rebuilding = Rebuilding(
+            spec,
+            self._flow,
+            horizon_s=self._rebuild_s,
+            gain=self._rebuild_gain,
+            whole=self._rounded,
+        )
+        self._rebuild: Rebuild | None = None
         self._terms = self._own_terms = Terms.unchanged(len(spec.pools))
         self._ready = True
 
@@ -232,9 +222,9 @@ class FluidPlanner:
         observation: ClusterObservation,
         current: IntArray,
         demand: Demand,
-        rates: _Rates,
+        rates: Rates,
         flows: FloatArray | None,
-    ) -> _Moment | None:
+    ) -> Moment | None:
         """Take in an observation; None where nothing is known of the traffic."""
         if np.isnan(self._known_s):
             self._known_s = observation.now_s
@@ -243,10 +233,13 @@ class FluidPlanner:
         if blackout or np.isnan(demand.now).any():
             return None
         self._known_s = observation.now_s
+        rebuild, ready = self._rebuild, or_zero(observation.pool_field("ready"))
+        if rebuild is not None and not rebuild.under_way(observation.now_s, ready):
+            rebuild = None
         by_rule = np.zeros(0)
         if self._blind.size:
             by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
-        return _Moment(
+        return Moment(
             observation,
             current,
             demand,
@@ -256,31 +249,46 @@ class FluidPlanner:
             self._memory.available(observation),
             by_rule,
             *self._memory.spare(observation.now_s, current),
+            observation.now_s >= self._settled_s,
+            rebuild,
         )
 
-    def _plan(self, moment: _Moment, terms: Terms) -> Plan:
+    def _plan(self, moment: Moment, terms: Terms) -> Plan:
         """Solve, make whole, and route."""
         current, demand = moment.current, moment.demand
-        best = self._allocate(moment, terms)
-        if best is None:
+        found = self._allocate(moment, terms)
+        if found is None:
             held = self._projected(current.astype(np.float64), current, "lp: no solution, hold")
             return replace(held, flows=moment.flows)
-        whole = np.ceil(best.replicas - self._round_up)
-        if not self._arrays.fits(whole.astype(np.int64)):
-            whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
+        best = found.best
         idle = moment.idle & (best.flows.sum(axis=0) <= 0.0)
-        whole = np.where(idle, self._minimum, whole)
-        weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
-        wish = np.where(idle, whole, best.replicas + 0.5 - self._round_up)
+        replicas = self._made_whole(best, current, idle)
+        wish = np.where(idle, self._minimum, best.replicas + 0.5 - self._round_up)
         reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
         if self._blind.size:
             reason += f"; no profile, by rule: pools {self._blind.tolist()}"
-        return Plan(
-            project(whole, current, self._arrays, weights=weights),
-            moment.flows,
-            reason=reason,
-            advice=Advice(wish, best.marginal, demand.planned),
+        self._rebuild = moment.rebuild or self._rebuilding.weigh(
+            moment, found, replicas, terms.rebuild
         )
+        if self._rebuild is not None:
+            wish = self._rebuild.replicas.astype(np.float64)
+            replicas = project(wish, current, self._arrays)
+            reason += "; rebuild"
+        advice = Advice(wish, best.marginal, demand.planned)
+        return Plan(replicas, moment.flows, reason=reason, advice=advice)
+
+    def _made_whole(self, best: Allocation, current: IntArray, idle: NDArray[np.bool_]) -> IntArray:
+        whole = np.ceil(best.replicas - self._round_up)
+        if not self._arrays.fits(whole.astype(np.int64)):
+            whole = best.replicas  # all cannot be rounded up: the projection finds the nearest
+        return self._fitted(np.where(idle, self._minimum, whole), best, current)
+
+    def _rounded(self, best: Allocation, current: IntArray) -> IntArray:
+        return self._fitted(np.ceil(best.replicas - self._round_up), best, current)
+
+    def _fitted(self, whole: FloatArray, best: Allocation, current: IntArray) -> IntArray:
+        weights = 1.0 + best.marginal / max(float(best.marginal.mean()), 1e-9)
+        return project(whole, current, self._arrays, weights=weights)
 
     def _projected(self, desired: FloatArray, current: IntArray, reason: str) -> Plan:
         return Plan(project(desired, current, self._arrays), reason=reason)
@@ -299,17 +307,18 @@ class FluidPlanner:
             np.ceil(self._mean_plan - 0.5), current, "lp: long outage, mean plan"
         )
 
-    def _allocate(self, moment: _Moment, terms: Terms) -> Allocation | None:
+    def _allocate(self, moment: Moment, terms: Terms) -> Solution | None:
         """Solve twice: the first flows say which classes meet in a pool.
 
         What serves now is needed until its replacement does: replicas that carry the present
         demand stay, and only GPUs beyond them move.
         """
-        observation, demand, current = moment.observation, moment.demand, moment.current
+        demand, current = moment.demand, moment.current
         to_go = moment.useless > 0.0
+        usable = self._flow.usable * terms.capacity
         solve = partial(
             self._flow.solve,
-            usable=self._flow.usable * terms.capacity,
+            usable=usable,
             stop=self._flow.stop * terms.stop,
             spare=np.where(to_go, moment.useless, moment.spare),
             stop_spare=np.where(to_go, 0.0, self._flow.stop_spare * terms.stop),
@@ -320,7 +329,8 @@ class FluidPlanner:
         servers = np.minimum(np.maximum(held, _FEW), self._maximum)
         low, high = self._minimum.copy(), self._maximum.copy()
         low[self._blind] = high[self._blind] = moment.by_rule
-        ready = or_zero(observation.pool_field("ready"))
+        least = low
+        ready = moment.ready
         needed = solve(
             demand.now,
             *moment.rates,
@@ -330,14 +340,12 @@ class FluidPlanner:
         )
         if needed is not None:
             kept = np.minimum(np.ceil(terms.keep * needed.replicas - self._round_up), current)
-            if observation.now_s < self._settled_s:
-                starting = or_zero(observation.pool_field("starting"))
-                kept = np.minimum(ready + starting, current)
+            if not moment.settled:
+                kept = np.minimum(ready + moment.starting, current)
             low = np.minimum(np.maximum(kept, low), high)
         planned = demand.now + terms.outlook * (demand.planned - demand.now)
         offered = np.maximum(demand.now, _LEAST_WORTH * planned)
         tightest = None
-        best = None
         for _ in range(2):
             cap, share = self._capacity(demand.load, servers, tightest)
             best = solve(
@@ -355,10 +363,11 @@ class FluidPlanner:
             tightest = self._tightest(best.flows, cap)
             servers = np.maximum(np.ceil(best.replicas - self._round_up), 1.0)
             filled = (best.flows / np.maximum(cap, _LEAST_CAPACITY)).sum(axis=0)
-            self._memory.use(filled / (self._flow.usable * terms.capacity) - self._round_up)
-        return best
+            self._memory.use(filled / usable - self._round_up)
+            solution = Solution(best, Traffic(planned, cap, share, offered, usable), least, high)
+        return solution
 
-    def _route(self, ready: FloatArray, demand: Demand, rates: _Rates) -> FloatArray | None:
+    def _route(self, ready: FloatArray, demand: Demand, rates: Rates) -> FloatArray | None:
         """Return the flows that suit the replicas serving now."""
         arrays = self._arrays
         held = np.bincount(arrays.type_index, arrays.gpus * ready, arrays.type_budget.size)
@@ -368,7 +377,7 @@ class FluidPlanner:
         )
         return None if best is None else best.flows
 
-    def _capacity(self, load: ClassLoad, servers: FloatArray, tightest: IntArray | None) -> _Rates:
+    def _capacity(self, load: ClassLoad, servers: FloatArray, tightest: IntArray | None) -> Rates:
         """Return capacities; a pool without a profile counts as its role's mean per GPU."""
         cap, share = capacity(
             self._model, load, servers=servers, tightest=tightest, quantile=self._quantile

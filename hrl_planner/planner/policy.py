@@ -109,12 +109,14 @@ class Terms:
         stop: cost of stopping a replica of each pool, shape (P,).
         keep: replicas of each pool that stay because they serve what arrives now, shape (P,).
         outlook: demand planned for beyond what arrives now.
+        rebuild: what another mix serves more than the plan, where a rebuild is weighed.
     """
 
     capacity: FloatArray
     stop: FloatArray
     keep: FloatArray
     outlook: float = 1.0
+    rebuild: float = 1.0
 
     @classmethod
     def unchanged(cls, n_pools: int) -> Terms:
