@@ -100,7 +100,7 @@ class FluidPlanner:
         outage_s: float = 900.0,
         idle_s: float = 1800.0,
         rebuild_s: float = 0.0,
-        rebuild_gain: float = 0.1,
+        rebuild_gain: float = 0.2,
     ) -> None:
         """See the class."""
         headrooms = (headroom, headroom_prefill)
