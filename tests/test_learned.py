@@ -54,6 +54,16 @@ def test_an_untrained_checkpoint_is_the_lp_over_the_rule(tmp_path: Path, trace: 
     assert_same(learned, drive(make_policy("lp+rule"), trace, 3))
 
 
+def test_another_prior_may_be_corrected_than_the_one_of_training(
+    tmp_path: Path, trace: Trace
+) -> None:
+    path = write_checkpoint(tmp_path / "zero", zeros(ALLOCATOR), zeros(SCALER))
+    learned = drive(make_policy(f"learned:path={path},prior=lp:headroom=0.1"), trace, 3)
+    assert_same(learned, drive(make_policy("lp:headroom=0.1+rule"), trace, 3))
+    with pytest.raises(PolicyError, match="unknown policy 'magic'"):
+        make_policy(f"learned:path={path},prior=magic")
+
+
 def test_a_trained_allocator_decides_in_the_environment_as_deployed(
     tmp_path: Path, trace: Trace
 ) -> None:

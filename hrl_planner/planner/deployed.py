@@ -20,14 +20,25 @@ from hrl_planner.planner.shield import Interventions, ShieldedAllocator, Shielde
 _LOCALS = ("learned", "rule", "none")
 
 
-def allocator_of(checkpoint: Checkpoint, log: Interventions | None) -> Policy:
-    """Return a checkpoint's allocator; in the shield if interventions have somewhere to go."""
+def allocator_of(
+    checkpoint: Checkpoint, log: Interventions | None, prior: str | None = None
+) -> Policy:
+    """Return a checkpoint's allocator; in the shield if interventions have somewhere to go.
+
+    Args:
+        checkpoint: which.
+        log: where a shield tells what it does; None for none.
+        prior: the policy it corrects, instead of the one it was trained over.
+
+    Raises:
+        PolicyError: the prior cannot be corrected as the checkpoint does.
+    """
     from hrl_planner.planner.registry import make_policy
 
     manifest = checkpoint.manifest
     learned = LearnedAllocator(
         checkpoint.allocator,
-        make_policy(manifest.prior),
+        make_policy(manifest.prior if prior is None else prior),
         head=manifest.head,
         moves=manifest.moves,
     )
@@ -55,20 +66,29 @@ class DeployedPlanner:
         shield: let the shield stand around both levels.
         local: `learned` for the checkpoint's scaler, `rule` for the rule, `none` to let quotas be
             targets.
+        prior: the policy the allocator corrects, instead of the one it was trained over.
     """
 
     name = "learned"
 
     def __init__(
-        self, path: Path | None = None, shield: bool = True, local: str = "learned"
+        self,
+        path: Path | None = None,
+        shield: bool = True,
+        local: str = "learned",
+        prior: str | None = None,
     ) -> None:
         """See the class."""
+        from hrl_planner.planner.registry import make_policy
+
         if local not in _LOCALS:
             raise PolicyError(
                 f"policy learned, local: unknown {local!r}; one of {', '.join(_LOCALS)}"
             )
+        if prior is not None:
+            make_policy(prior)  # an unknown one is refused here and now
         self._checkpoint = None if path is None else load(path)
-        self._shield, self._local = shield, local
+        self._shield, self._local, self._prior = shield, local, prior
         self.interventions = Interventions()
         self.interval_s = 10.0
         self._policy: Policy | None = None
@@ -78,7 +98,7 @@ class DeployedPlanner:
         checkpoint = self._checkpoint or load(shipped(context.spec.name))
         self.interventions = Interventions()
         log = self.interventions if self._shield else None
-        allocator = allocator_of(checkpoint, log)
+        allocator = allocator_of(checkpoint, log, self._prior)
         if checkpoint.manifest.head == "flat":
             self._policy = allocator
         elif self._local == "none":

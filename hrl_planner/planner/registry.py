@@ -31,10 +31,16 @@ def _rule(**parameters: float) -> Policy:
     return RulePolicy(RuleParameters(**parameters))
 
 
-def _learned(path: str | None = None, shield: bool = True, local: str = "learned") -> Policy:
+def _learned(
+    path: str | None = None,
+    shield: bool = True,
+    local: str = "learned",
+    prior: str | None = None,
+) -> Policy:
     from hrl_planner.planner.deployed import DeployedPlanner
 
-    return DeployedPlanner(None if path is None else Path(path), shield=shield, local=local)
+    folder = None if path is None else Path(path)
+    return DeployedPlanner(folder, shield=shield, local=local, prior=prior)
 
 
 _POLICIES: dict[str, tuple[Callable[..., Policy], str]] = {
