@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,6 @@ class Traffic:
     share: FloatArray
     offered: FloatArray
     usable: FloatArray
-
-    def at(self, demand: FloatArray) -> Traffic:
-        """Return the same replicas under other rates."""
-        return replace(self, demand=demand)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,15 +77,16 @@ class Rebuilding:
         if self._horizon_s <= 0.0 or not moment.settled:
             return None
         planned = found.traffic
-        least = self._gain * self._served(plan, planned) / willing
-        if self._left(plan, planned) <= least:
+        served = self._served(plan, planned)
+        least = self._gain * served / willing
+        if self._all(planned) - served <= least:  # more than all no mix can serve
             return None
         new = self._best_mix(moment, found)
         if new is None:
             return None
         now = replace(planned, demand=moment.demand.now)
-        later, at_once = (self._served(new, t) - self._served(plan, t) for t in (planned, now))
-        more = min(later, at_once)
+        at_once = self._served(new, now) - self._served(plan, now)
+        more = min(self._served(new, planned) - served, at_once)
         if more <= least:
             return None
         ready = moment.ready
@@ -97,10 +98,9 @@ class Rebuilding:
         latest_s = _STARTS * self._longest_s(new > ready) + _SLACK_S
         return Rebuild(new, moment.observation.now_s + latest_s)
 
-    def _left(self, plan: IntArray, planned: Traffic) -> float:
-        """Return the value that a plan does not serve: more than that no mix can gain."""
-        all_of_it = float(self._value @ planned.demand) / self._unit(planned)
-        return all_of_it - self._served(plan, planned)
+    def _all(self, traffic: Traffic) -> float:
+        """Return the value of all requests, in the unit of `_served`."""
+        return float(self._value @ traffic.demand) / self._unit(traffic)
 
     def _best_mix(self, moment: Moment, found: Solution) -> IntArray | None:
         planned = found.traffic
