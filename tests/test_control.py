@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,118 +13,19 @@ pytest.importorskip("kubernetes")
 from kubernetes import client
 
 from envs.simulation import Simulation
-from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
-from hrl_planner.control.mirrors import Mirrors
-from hrl_planner.control.watched import Reader, Watched
+from hrl_planner.control import GlobalPlanner, LocalPlanner, NoMetrics
 from hrl_planner.errors import KubeError
-from hrl_planner.kube import WorkerPool, accounts_of, budget_of
 from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
-from hrl_planner.ledger import counted
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.observation import POOL_FIELDS, Float64Array
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.curves import steps
 from hrl_planner.workload.generators import independent_requests
 from hrl_planner.workload.lengths import Lengths
-from tests.kube import deployment, pod_spec
-from tests.kube_objects import create_objects, install_definitions, mirrors_of
+from tests.control_site import MERGE, ROUNDS, SPEC, Site, equal_split
+from tests.kube_objects import install_definitions, mirrors_of
 
 pytestmark = pytest.mark.kube
-
-SPEC = ClusterSpec.load("small")
-ROUNDS = 40
-
-
-@dataclass
-class Site:
-    """A namespace with a group, its pools and their deployments, and planners for all of them."""
-
-    api: client.ApiClient
-    namespace: str
-    mirrors: Mirrors
-
-    def __post_init__(self) -> None:
-        self.connector = Connector(self.api, self.namespace)
-        self.watched = Watched(self.connector, self.mirrors, whole=True)
-        self.objects = client.CustomObjectsApi(self.api)
-        self.apps = client.AppsV1Api(self.api)
-        self.restart()
-
-    def restart(self) -> None:
-        """Planners with empty memory."""
-        self.global_planner = GlobalPlanner(
-            self.connector, SPEC.name, NoMetrics(), lambda: 0.0, look=self.watched
-        )
-        self.locals = [
-            LocalPlanner(
-                self.connector, p.name, NoMetrics(), lambda: 0.0, look=self.watched, settle_s=0.0
-            )
-            for p in SPEC.pools
-        ]
-
-    def create(self, replicas: int, **policy: str) -> None:
-        for pool in SPEC.pools:
-            body = deployment(pool.name, replicas, pod_spec(["true"], pool.gpu_type))
-            self.apps.create_namespaced_deployment(self.namespace, body)
-        create_objects(self.objects, SPEC, self.namespace, **policy)
-
-    def round(self) -> None:
-        for planner in self.locals:
-            self.catch_up()
-            planner.round()
-        self.catch_up()
-        self.global_planner.round()
-        self.count_held()
-
-    def catch_up(self) -> None:
-        """Wait until watches tell what is there, so that one round does what one round can."""
-        until_s = time.monotonic() + 10.0
-        while self.known(self.watched) != self.known(self.connector):
-            assert time.monotonic() < until_s, "the watches lag behind"
-            time.sleep(0.01)
-
-    def known(self, reader: Reader) -> list[object]:
-        pools = reader.pools().pools
-        versions: list[object] = [pool.metadata.resource_version for pool in pools]
-        versions += [reader.target(pool.spec.scale_target_ref).target for pool in pools]
-        return [*versions, *(reader.pods(f"app={pool.name}") for pool in pools)]
-
-    def pools(self) -> dict[str, WorkerPool]:
-        return {pool.name: pool for pool in self.connector.pools(SPEC.name).pools}
-
-    def replicas(self) -> dict[str, int]:
-        found = self.apps.list_namespaced_deployment(self.namespace).items
-        return {d.metadata.name: d.spec.replicas for d in found}
-
-    def quotas(self) -> dict[str, int | None]:
-        return {name: pool.spec.quota for name, pool in self.pools().items()}
-
-    def until(self, replicas: dict[str, int]) -> None:
-        for _ in range(ROUNDS):
-            self.round()
-            reserved = {name: p.status.reserved for name, p in self.pools().items()}
-            if self.replicas() == self.quotas() == reserved == replicas:
-                return
-        raise AssertionError((self.replicas(), self.quotas(), self.pools()))
-
-    def used(self) -> dict[str, float]:
-        group = self.connector.group(SPEC.name)
-        pools = list(self.pools().values())
-        return dict(counted(budget_of(group), accounts_of(group, pools), ()))
-
-    def count_held(self) -> None:
-        held = dict.fromkeys(SPEC.budget.gpus, 0)
-        core = client.CoreV1Api(self.api)
-        for pool in SPEC.pools:
-            pods = core.list_namespaced_pod(self.namespace, label_selector=f"app={pool.name}")
-            held[pool.gpu_type] += len(pods.items) * pool.gpus_per_replica
-        self.held = held
-
-    def patch_group(self, spec: dict[str, Any]) -> None:
-        self.objects.patch_namespaced_custom_object(
-            GROUP, VERSION, self.namespace, GROUPS, SPEC.name, {"spec": spec},
-            _content_type="application/merge-patch+json",
-        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -140,16 +39,6 @@ def admin(control_plane: ControlPlane) -> client.ApiClient:
 def site(control_plane: ControlPlane, admin: client.ApiClient) -> Iterator[Site]:
     with control_plane.namespace("plan") as name, mirrors_of(control_plane) as mirrors:
         yield Site(admin, name, mirrors)
-
-
-def equal_split() -> dict[str, int]:
-    from hrl_planner.planner import PlanContext
-    from hrl_planner.planner.registry import make_policy
-
-    policy = make_policy("static")
-    policy.reset(PlanContext(SPEC))
-    replicas = policy.decide(None).replicas  # type: ignore[arg-type]
-    return {pool.name: int(n) for pool, n in zip(SPEC.pools, replicas, strict=True)}
 
 
 def test_pools_are_scaled_to_the_plan_and_the_budget_is_respected_on_the_way(site: Site) -> None:
@@ -268,7 +157,7 @@ def test_two_pools_of_one_target_are_scaled_by_the_older_alone(site: Site) -> No
     ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": first}
     site.objects.patch_namespaced_custom_object(
         GROUP, VERSION, site.namespace, POOLS, second, {"spec": {"scaleTargetRef": ref}},
-        _content_type="application/merge-patch+json",
+        _content_type=MERGE,
     )  # fmt: skip
     waits = {planner.name: planner.round().waits for planner in site.locals}
     rivals = {name: wait for name, wait in waits.items() if "the same target" in wait}
@@ -281,7 +170,7 @@ def test_a_pool_whose_gpus_are_unknown_gets_nothing_and_is_named(site: Site) -> 
     name = SPEC.pools[0].name
     site.objects.patch_namespaced_custom_object(
         GROUP, VERSION, site.namespace, POOLS, name, {"spec": {"gpusPerReplica": None}},
-        _content_type="application/merge-patch+json",
+        _content_type=MERGE,
     )  # fmt: skip
     for _ in range(4):
         site.round()
@@ -385,7 +274,7 @@ def test_between_its_plans_the_policy_hears_the_traffic_and_moves_the_weights(si
     assert planner.round().plan is not None
     site.objects.patch_namespaced_custom_object_status(
         GROUP, VERSION, site.namespace, GROUPS, SPEC.name, {"status": {"flows": None}},
-        _content_type="application/merge-patch+json",
+        _content_type=MERGE,
     )  # fmt: skip
     assert planner.round().heard is None  # nothing is due yet
     now_s[0] += SPEC.intervals.local_s
@@ -434,7 +323,7 @@ def test_weights_of_pools_a_class_no_longer_goes_to_are_removed(site: Site) -> N
     old = {"status": {"flows": {cls: {pool: 1.0}}}}
     site.objects.patch_namespaced_custom_object_status(
         GROUP, VERSION, site.namespace, GROUPS, SPEC.name, old,
-        _content_type="application/merge-patch+json",
+        _content_type=MERGE,
     )  # fmt: skip
     GlobalPlanner(site.connector, SPEC.name, Traffic(), lambda: 0.0).round()
     assert pool not in site.connector.group(SPEC.name).status.flows[cls]

@@ -5,8 +5,7 @@ Each test breaks one thing among four pools that are planned for, on a real API 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,29 @@ pytest.importorskip("kubernetes")
 from kubernetes import client
 
 from benchmarks.cluster.store import wait_until
-from hrl_planner.control import Connector, GlobalPlanner, LocalPlanner, NoMetrics
-from hrl_planner.control.requests import DeniedError
-from hrl_planner.errors import KubeError
-from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION, definitions
-from hrl_planner.kube.resources import Condition
+from hrl_planner.control import GlobalPlanner, LocalPlanner, NoMetrics
+from hrl_planner.kube.crds import GROUP, GROUPS, POOLS, VERSION
 from hrl_planner.localcluster import ControlPlane
-from hrl_planner.spec import ClusterSpec
+from tests.control_site import (
+    POOL,
+    SPEC,
+    Broken,
+    Site,
+    equal_split,
+    events,
+    of_group,
+    of_pool,
+    others_work,
+    patch_pool,
+    rounds,
+    told,
+)
 from tests.kube_objects import install_definitions, mirrors_of
 from tests.scale_definitions import ODDLY_NAMED, install
-from tests.test_control import Site, equal_split
 
 pytestmark = pytest.mark.kube
 
-SPEC = ClusterSpec.load("small")
-POOL, OTHER = SPEC.pools[0].name, SPEC.pools[1].name
-MERGE = "application/merge-patch+json"
-
-
-class Broken(Site):
-    """Planners that look at the API server itself: for what is broken, no watch can be awaited."""
-
-    def restart(self) -> None:
-        self.global_planner = GlobalPlanner(self.connector, SPEC.name, NoMetrics(), lambda: 0.0)
-        self.locals = [
-            LocalPlanner(self.connector, p.name, NoMetrics(), lambda: 0.0, settle_s=0.0)
-            for p in SPEC.pools
-        ]
-
-    def catch_up(self) -> None:
-        """Nothing lags."""
+OTHER = SPEC.pools[1].name
 
 
 @pytest.fixture(scope="module")
@@ -63,54 +55,6 @@ def site(control_plane: ControlPlane, admin: client.ApiClient) -> Iterator[Site]
         made = Broken(admin, name, mirrors)
         made.create(1, allocator="static", scaler="quota", mode="active")
         yield made
-
-
-def patch_pool(site: Site, name: str, spec: dict[str, Any]) -> None:
-    site.objects.patch_namespaced_custom_object(
-        GROUP, VERSION, site.namespace, POOLS, name, {"spec": spec}, _content_type=MERGE
-    )
-
-
-def told(site: Site, plural: str, name: str) -> dict[str, Condition]:
-    """Conditions of an object, whatever else it says."""
-    item: Any = site.objects.get_namespaced_custom_object(
-        GROUP, VERSION, site.namespace, plural, name
-    )
-    conditions = item.get("status", {}).get("conditions", [])
-    return {c["type"]: Condition.model_validate(c) for c in conditions}
-
-
-def of_pool(site: Site, name: str = POOL) -> dict[str, Condition]:
-    return told(site, POOLS, name)
-
-
-def of_group(site: Site) -> dict[str, Condition]:
-    return told(site, GROUPS, SPEC.name)
-
-
-def events(site: Site, reason: str, name: str = POOL) -> list[str]:
-    found = client.CoreV1Api(site.api).list_namespaced_event(site.namespace).items
-    return [e.message for e in found if e.reason == reason and e.involved_object.name == name]
-
-
-def rounds(site: Site, count: int = 4) -> None:
-    """Rounds of all planners, as the process makes them: what fails is logged and tried again."""
-    for _ in range(count):
-        for planner in (*site.locals, site.global_planner):
-            try:
-                planner.round()
-            except KubeError as error:
-                logging.getLogger("round").warning("%s: %s", planner.name, error)
-
-
-def others_work(site: Site) -> bool:
-    """Whether the pools of the other GPU type have what the plan gives them.
-
-    Those of the same type may have to wait: what the broken pool holds is not known.
-    """
-    replicas, plan = site.replicas(), equal_split()
-    others = [pool.name for pool in SPEC.pools if pool.gpu_type != SPEC.pools[0].gpu_type]
-    return all(replicas[name] == plan[name] > 1 for name in others)
 
 
 @pytest.mark.parametrize(
@@ -328,159 +272,3 @@ def test_a_pool_without_its_group_is_left_as_it_is_and_says_so(site: Site) -> No
     assert "servinggroup nobody" in condition.message
     assert len(events(site, "NoGroup")) == 1
     assert site.replicas()[POOL] == equal_split()[POOL]
-
-
-@pytest.fixture
-def loosened(admin: client.ApiClient, site: Site) -> Iterator[None]:
-    """Definitions that let everything pass, as those of another version might."""
-    extensions: Any = client.ApiextensionsV1Api(admin)
-
-    def anything(definition: Any) -> Any:
-        body = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-        for version in definition["spec"]["versions"]:
-            version["schema"]["openAPIV3Schema"] = body
-        return definition
-
-    def put(change: Callable[[Any], Any]) -> None:
-        for definition in definitions().values():
-            name = definition["metadata"]["name"]
-            patch = {"spec": {"versions": change(definition)["spec"]["versions"]}}
-            extensions.patch_custom_resource_definition(name, patch)
-
-    put(anything)
-    yield
-    put(lambda definition: definition)
-
-
-def loose_patch(site: Site, plural: str, name: str, spec: Any) -> None:
-    """Patch until the server has taken over the loosened definition."""
-    for _ in range(300):
-        try:
-            site.objects.patch_namespaced_custom_object(
-                GROUP, VERSION, site.namespace, plural, name, {"spec": spec}, _content_type=MERGE
-            )
-            return
-        except client.ApiException as error:
-            if error.status != 422:
-                raise
-    raise AssertionError("still refused")
-
-
-def test_a_pool_that_cannot_be_understood_says_so_itself_and_grants_stop(
-    site: Site, loosened: None
-) -> None:
-    site.until(equal_split())
-    loose_patch(site, POOLS, POOL, {"role": "encode"})
-    rounds(site)
-    condition = of_pool(site)["Decided"]
-    assert (condition.status, condition.reason) == ("False", "Unreadable")
-    assert "role" in condition.message
-    assert of_pool(site)["TargetFound"].status == "True"  # what it said before stays
-    assert len(events(site, "Unreadable")) == 1
-    assert POOL in of_group(site)["AllPoolsPlanned"].message
-    assert site.replicas() == equal_split()
-    loose_patch(site, POOLS, POOL, {"role": "prefill"})
-    rounds(site)
-    assert of_pool(site)["Decided"].status == "True"
-
-
-def test_a_group_that_cannot_be_understood_says_so_and_its_pools_hold(
-    site: Site, loosened: None
-) -> None:
-    site.until(equal_split())
-    loose_patch(site, GROUPS, SPEC.name, {"budget": {"gpus": "many"}})
-    rounds(site)
-    condition = of_group(site)["Planned"]
-    assert (condition.status, condition.reason) == ("False", "Unreadable")
-    assert "budget.gpus" in condition.message
-    assert len(events(site, "Unreadable", SPEC.name)) == 1
-    assert of_pool(site)["Decided"].reason == "GroupUnreadable"
-    assert site.replicas() == equal_split()
-
-
-def allow(site: Site, *rules: tuple[str, str, str]) -> None:
-    """Let the account `planner` do what is told: group, resource, verbs; nothing else."""
-    rbac: Any = client.RbacAuthorizationV1Api(site.api)
-    role = {
-        "metadata": {"name": "planner"},
-        "rules": [
-            {"apiGroups": [group], "resources": resource.split(), "verbs": verbs.split()}
-            for group, resource, verbs in rules
-        ],
-    }
-    binding = {
-        "metadata": {"name": "planner"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "planner"},
-        "subjects": [{"kind": "ServiceAccount", "name": "planner", "namespace": site.namespace}],
-    }
-    account: Any = {"metadata": {"name": "planner"}}
-    client.CoreV1Api(site.api).create_namespaced_service_account(site.namespace, account)
-    rbac.create_namespaced_role(site.namespace, role)
-    rbac.create_namespaced_role_binding(site.namespace, binding)
-
-
-READ = (GROUP, "workerpools servinggroups", "get list")
-STATUS = (GROUP, "workerpools/status servinggroups/status", "patch")
-QUOTAS = (GROUP, "workerpools", "patch")
-EVENTS = ("", "events", "create")
-PODS = ("", "pods", "list")
-TARGETS = ("apps", "deployments deployments/scale", "get")
-SCALE = ("apps", "deployments/scale", "update")
-
-
-@pytest.mark.parametrize(
-    ("rules", "kind", "words"),
-    [
-        ([READ, STATUS, EVENTS, PODS], "TargetFound", 'get resource "deployments/scale"'),
-        ([READ, STATUS, EVENTS, TARGETS], "PodsCounted", 'list resource "pods"'),
-        (
-            [READ, STATUS, EVENTS, PODS, TARGETS],
-            "Unhindered",
-            'update resource "deployments/scale"',
-        ),
-    ],
-)
-def test_what_a_local_planner_may_not_do_stands_on_its_pool_and_the_others_go_on(
-    control_plane: ControlPlane, site: Site, rules: Any, kind: str, words: str
-) -> None:
-    allow(site, *rules)
-    api = control_plane.client(service_account=(site.namespace, "planner"))
-    connector = Connector(api, site.namespace)
-    denied = LocalPlanner(connector, POOL, NoMetrics(), lambda: 0.0, settle_s=0.0)
-    site.locals = [denied, *site.locals[1:]]
-    rounds(site, 6)
-    condition = of_pool(site)[kind]
-    assert (condition.status, condition.reason) == ("False", "Denied")
-    assert f'User "system:serviceaccount:{site.namespace}:planner"' in condition.message
-    assert words in condition.message
-    assert len(events(site, "Denied")) == 1
-    assert others_work(site)
-    assert site.replicas()[POOL] == 1
-
-
-def test_a_status_that_may_not_be_written_is_told_by_an_event_once_and_by_the_error(
-    control_plane: ControlPlane, site: Site
-) -> None:
-    allow(site, READ, EVENTS, PODS, TARGETS, SCALE)
-    api = control_plane.client(service_account=(site.namespace, "planner"))
-    local = LocalPlanner(Connector(api, site.namespace), POOL, NoMetrics(), lambda: 0.0)
-    for _ in range(3):
-        with pytest.raises(DeniedError, match='cannot patch resource "workerpools/status"'):
-            local.round()
-    assert len(events(site, "Denied")) == 1
-
-
-def test_quotas_that_may_not_be_written_stand_on_the_group(
-    control_plane: ControlPlane, site: Site
-) -> None:
-    allow(site, READ, STATUS, EVENTS)
-    api = control_plane.client(service_account=(site.namespace, "planner"))
-    site.global_planner = GlobalPlanner(
-        Connector(api, site.namespace), SPEC.name, NoMetrics(), lambda: 0.0
-    )
-    rounds(site)
-    condition = of_group(site)["Unhindered"]
-    assert (condition.status, condition.reason) == ("False", "Denied")
-    assert 'cannot patch resource "workerpools"' in condition.message
-    assert len(events(site, "Denied", SPEC.name)) == 1
-    assert set(site.replicas().values()) == {1}
