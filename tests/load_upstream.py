@@ -70,8 +70,25 @@ class Upstream:
         self.most_running = 0
         self.url = ""
         self.answered = threading.Semaphore(0)  # one more for each answer
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection in a task that `leave` knows of, begun or not."""
+        self._open[asyncio.create_task(self._serve(reader, writer))] = writer
+
+    async def leave(self) -> None:
+        """End all connections; clients may have left some open."""
+        mine = {asyncio.current_task(), *self._open}
+        await asyncio.gather(*(asyncio.all_tasks() - mine))  # a cancelled accept leaks its socket
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+        for writer in self._open.values():
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         connection = self.connections
         with (
@@ -194,17 +211,12 @@ def upstream(plan: Plan = always(Answer())) -> Iterator[Upstream]:  # noqa: B008
     stop = asyncio.Event()
 
     async def run() -> None:
-        server = await asyncio.start_server(served.serve, "127.0.0.1", 0)
+        server = await asyncio.start_server(served.accept, "127.0.0.1", 0)
         served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         started.set()
         await stop.wait()
         server.close()
-        # Connections that clients left open would keep their tasks.
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)  # transports close in the loop
+        await served.leave()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
