@@ -19,6 +19,8 @@ settings.register_profile("any", deadline=None, suppress_health_check=[HealthChe
 settings.load_profile("any")
 
 if TYPE_CHECKING:
+    from kubernetes import client
+
     from hrl_planner.localcluster import ControlPlane, KubeBinaries
 
 
@@ -53,6 +55,16 @@ def control_plane(
 
     with ControlPlane.start(tmp_path_factory.mktemp("kube"), kube_binaries) as plane:
         yield plane
+
+
+@pytest.fixture(scope="module")
+def admin(control_plane: ControlPlane) -> client.ApiClient:
+    """An administrator of it, with the definitions of the custom resources installed."""
+    from tests.kube_objects import install_definitions
+
+    api = control_plane.client()
+    install_definitions(api)
+    return api
 
 
 @pytest.fixture

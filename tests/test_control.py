@@ -23,16 +23,9 @@ from hrl_planner.workload.curves import steps
 from hrl_planner.workload.generators import independent_requests
 from hrl_planner.workload.lengths import Lengths
 from tests.control_site import MERGE, ROUNDS, SPEC, Site, equal_split
-from tests.kube_objects import install_definitions, mirrors_of
+from tests.kube_objects import mirrors_of
 
 pytestmark = pytest.mark.kube
-
-
-@pytest.fixture(scope="module")
-def admin(control_plane: ControlPlane) -> client.ApiClient:
-    api = control_plane.client()
-    install_definitions(api)
-    return api
 
 
 @pytest.fixture

@@ -31,16 +31,9 @@ from tests.control_site import (
     others_work,
     rounds,
 )
-from tests.kube_objects import install_definitions, mirrors_of
+from tests.kube_objects import mirrors_of
 
 pytestmark = pytest.mark.kube
-
-
-@pytest.fixture(scope="module")
-def admin(control_plane: ControlPlane) -> client.ApiClient:
-    api = control_plane.client()
-    install_definitions(api)
-    return api
 
 
 @pytest.fixture

@@ -15,13 +15,15 @@ import pytest
 
 pytest.importorskip("kubernetes")
 
+from kubernetes import client
+
 from benchmarks.cluster.field import kubelet
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.observation import Float64Array
 from hrl_planner.planner import loop
 from hrl_planner.spec import ClusterSpec
 from tests.control_site import Site
-from tests.kube_objects import install_definitions, mirrors_of
+from tests.kube_objects import mirrors_of
 from tests.test_rebuild import SCARCE, begins, rebuilt
 
 pytestmark = pytest.mark.kube
@@ -74,7 +76,7 @@ def follow(site: Site) -> None:
 
 
 def test_what_serves_makes_room_and_the_budget_holds_on_the_way(
-    control_plane: ControlPlane,
+    control_plane: ControlPlane, admin: client.ApiClient
 ) -> None:
     steps, first = day()
     before, after = (
@@ -83,15 +85,13 @@ def test_what_serves_makes_room_and_the_budget_holds_on_the_way(
     falls = [name for name in after if after[name] < before[name]]
     rises = [name for name in after if after[name] > before[name]]
     assert falls and rises, "this day rebuilds nothing"
-    api = control_plane.client()
-    install_definitions(api)
     traffic = Traffic()
     with (
         kubelet(control_plane, SCARCE.budget.gpus, site="rebuild"),
         control_plane.namespace("rebuild") as name,
         mirrors_of(control_plane) as mirrors,
     ):
-        site = Site(api, name, mirrors, SCARCE, traffic)
+        site = Site(admin, name, mirrors, SCARCE, traffic)
         site.create(before, **POLICY)
         follow(site)
         for step in steps[first - BEFORE : first]:

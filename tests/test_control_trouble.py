@@ -34,19 +34,12 @@ from tests.control_site import (
     rounds,
     told,
 )
-from tests.kube_objects import install_definitions, mirrors_of
+from tests.kube_objects import mirrors_of
 from tests.scale_definitions import ODDLY_NAMED, install
 
 pytestmark = pytest.mark.kube
 
 OTHER = SPEC.pools[1].name
-
-
-@pytest.fixture(scope="module")
-def admin(control_plane: ControlPlane) -> client.ApiClient:
-    api = control_plane.client()
-    install_definitions(api)
-    return api
 
 
 @pytest.fixture

@@ -34,20 +34,13 @@ from hrl_planner.ledger import counted
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.spec import ClusterSpec
 from tests.kube import deployment, pod_spec
-from tests.kube_objects import create_objects, install_definitions, manifests, mirrors_of
+from tests.kube_objects import create_objects, manifests, mirrors_of
 
 pytestmark = pytest.mark.kube
 
 SPEC = ClusterSpec.load("small")
 PATIENCE_S = 60.0
 MERGE = "application/merge-patch+json"
-
-
-@pytest.fixture(scope="module")
-def admin(control_plane: ControlPlane) -> client.ApiClient:
-    api = control_plane.client()
-    install_definitions(api)
-    return api
 
 
 @pytest.fixture

@@ -17,20 +17,13 @@ from hrl_planner.kube.crds import GROUP, POOLS, VERSION
 from hrl_planner.localcluster import ControlPlane
 from hrl_planner.manifests import Installation, tree
 from hrl_planner.spec import ClusterSpec
-from tests.kube_objects import apply_all, install_definitions
+from tests.kube_objects import apply_all
 
 pytestmark = pytest.mark.kube
 
 SPEC = ClusterSpec.load("small")
 POOL = SPEC.pools[0].name
 MONITORS = {"servicemonitors": "ServiceMonitor", "podmonitors": "PodMonitor"}
-
-
-@pytest.fixture(scope="module")
-def admin(control_plane: ControlPlane) -> client.ApiClient:
-    api = control_plane.client()
-    install_definitions(api)
-    return api
 
 
 @pytest.fixture
