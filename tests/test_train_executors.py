@@ -144,17 +144,32 @@ def test_jobs_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     assert wait_for(lambda: ended(note.read_text()), 20.0)
 
 
-def test_a_cluster_of_ray_that_does_not_start_is_said_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ray = pytest.importorskip("ray")
+class SlowRay:
+    """Stands in for `ray.init` where a node is too slow: its servers run on, it gives up."""
 
-    def too_slow(**_: object) -> None:
+    def __init__(self) -> None:
+        self.servers: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, **_: object) -> None:
+        self.servers.append(subprocess.Popen(["sleep", "120"]))
         raise Exception("the node timed out during startup")
 
-    monkeypatch.setattr(ray, "init", too_slow)
+    def ended(self) -> list[int]:
+        return [server.wait(10.0) for server in self.servers]
+
+
+@pytest.mark.parametrize(("address", "starts"), [("", 3), ("10.0.0.1:6379", 1)])
+def test_a_cluster_of_ray_that_does_not_start_is_said_in_one_line(
+    address: str, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of this machine is begun again; nothing of what was begun stays."""
+    ray, init = pytest.importorskip("ray"), SlowRay()
+    monkeypatch.setattr(ray, "init", init)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
     with (
         pytest.raises(TrainingError, match=r"backend ray: no cluster.*timed out"),
         open_executor("ray"),
     ):
         pass
+    assert init.ended() == [-signal.SIGKILL] * starts

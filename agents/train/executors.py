@@ -16,18 +16,22 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from types import ModuleType
 from typing import Any, Protocol
 
-from agents._workers import end_with_parent, one_thread_each
+from agents._workers import children, end_with_parent, one_thread_each
 from hrl_planner.errors import HrlPlannerError, TrainingError
 
 BACKENDS = ("local", "ray")
 # Spawned: a fork after numba's threads have started does not survive.
 _SPAWN = multiprocessing.get_context("spawn")
+# A node of Ray that is not up within Ray's own 30 s is begun again: on a busy machine the first
+# start reads its programs from the disk, the next ones do not.
+_RAY_STARTS = 3
 # An interpreter that has answered takes a moment to end; one that hangs then is not waited for.
 _LEAVE_S = 10.0
 
@@ -204,12 +208,7 @@ class RayExecutor:
 
         self._ray = ray
         if not ray.is_initialized():
-            try:
-                ray.init(log_to_driver=False, configure_logging=True, include_dashboard=False)
-            except (
-                Exception
-            ) as error:  # Ray raises plain ones too, as where a node starts too slowly
-                raise TrainingError(f"backend ray: no cluster to work on: {error}") from error
+            _start_ray(ray)
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.width = max(1, int(resources.get("CPU", 1)))
         self._attempt = ray.remote(num_cpus=1, max_retries=0)(_attempt)
@@ -234,6 +233,27 @@ class RayExecutor:
     def close(self) -> None:
         """Leave the cluster; tasks of this driver end with it."""
         self._ray.shutdown()
+
+
+def _start_ray(ray: ModuleType) -> None:
+    """Join the cluster of RAY_ADDRESS, or start a local one.
+
+    Raises:
+        TrainingError: see RayExecutor.
+    """
+    for start in range(1, _RAY_STARTS + 1):
+        others = children()
+        try:
+            ray.init(log_to_driver=False, configure_logging=True, include_dashboard=False)
+            return
+        except Exception as error:  # Ray raises plain ones too, as where a node starts too slowly
+            ray.shutdown()
+            # What a start that failed leaves behind, Ray itself forgets.
+            for pid in children() - others:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if start == _RAY_STARTS or "RAY_ADDRESS" in os.environ:
+                raise TrainingError(f"backend ray: no cluster to work on: {error}") from error
 
 
 @contextmanager
