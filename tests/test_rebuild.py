@@ -16,7 +16,6 @@ from hrl_planner.planner import loop
 from hrl_planner.planner.policy import PlanContext, Replanner, Terms
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.spec import ClusterSpec
-from hrl_planner.workload import assign_classes
 from hrl_planner.workload.scenarios import find_scenario
 from hrl_planner.workload.trace import Trace
 
@@ -31,12 +30,15 @@ def day() -> Trace:
     return find_scenario("diurnal-mix").build(SMALL, 100, 1800.0, 1.0).trace
 
 
-def run(policy: str) -> tuple[Simulation, list[loop.Step]]:
-    simulation = Simulation(SCARCE, day(), seed=100)
+def run(
+    policy: str, spec: ClusterSpec = SCARCE, trace: Trace | None = None
+) -> tuple[Simulation, list[loop.Step]]:
+    trace = trace or day()
+    simulation = Simulation(spec, trace, seed=100)
     made = make_policy(policy)
-    made.reset(PlanContext(SCARCE, 100, day(), assign_classes(day(), SCARCE, 100)))
+    made.reset(PlanContext(spec, 100))
     steps: list[loop.Step] = []
-    loop.run(simulation, made, day().duration_s, steps.append)
+    loop.run(simulation, made, trace.duration_s, steps.append)
     simulation.finish(600.0)
     return simulation, steps
 
@@ -78,6 +80,14 @@ def test_what_is_begun_is_seen_through_within_the_budget() -> None:
 @pytest.mark.parametrize("change", ["rebuild_gain=10", "rebuild_s=1"])
 def test_what_is_not_worth_it_is_not_begun(change: str) -> None:
     _, steps = run(f"lp:rebuild_s=900,{change}" if "gain" in change else f"lp:{change}")
+    assert not begins(steps)
+
+
+def test_a_mix_that_is_better_with_headroom_only_is_left_alone() -> None:
+    """Budgets of 1.3 times what is needed: LP plans short of it, replicas serve all the same."""
+    reference = ClusterSpec.load("reference")
+    trace = find_scenario("pd-ratio-shift").build(reference, 240, 1800.0, 1.0).trace
+    _, steps = run("lp:rebuild_s=900", tighten(reference, 0.7411), trace)
     assert not begins(steps)
 
 

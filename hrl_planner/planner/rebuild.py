@@ -11,6 +11,10 @@ With V the value served per second, and S the start-up time of what is new, it m
 
 and that V[new mix] exceeds V[plan] by a share of it, for the present demand and the planned one:
 in a ramp a mix that would be better in five minutes may well be the one that is wrong in ten.
+
+All this is weighed with the headroom of plans, and replicas can give more than plans count on. So
+the new mix must serve more of the present demand without any headroom, too: where GPUs are many,
+two mixes that differ on paper serve the same.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
 
 _STARTS = 2.0  # start-up times after which a rebuild ends, whether all is up or not
 _SLACK_S = 60.0
+# Share by which a new mix must serve more of the present demand where nothing is kept free.
+_GAIN_IN_FULL = 0.02
 
 
 class Rebuilding:
@@ -87,7 +93,7 @@ class Rebuilding:
         now = replace(planned, demand=moment.demand.now)
         at_once = self._served(new, now) - self._served(plan, now)
         more = min(self._served(new, planned) - served, at_once)
-        if more <= least:
+        if more <= least or not self._better_in_full(new, plan, now):
             return None
         ready = moment.ready
         present = replace(now, cap=moment.rates[0], share=moment.rates[1])
@@ -97,6 +103,11 @@ class Rebuilding:
             return None
         latest_s = _STARTS * self._longest_s(new > ready) + _SLACK_S
         return Rebuild(new, moment.observation.now_s + latest_s)
+
+    def _better_in_full(self, new: IntArray, plan: IntArray, now: Traffic) -> bool:
+        full = replace(now, usable=np.ones_like(now.usable))
+        before = self._served(plan, full)
+        return self._served(new, full) > (1.0 + _GAIN_IN_FULL) * before
 
     def _all(self, traffic: Traffic) -> float:
         """Return the value of all requests, in the unit of `_served`."""
