@@ -22,7 +22,7 @@ TARGET = "#b42318"
 
 _POLICY_COLOURS = (
     "#3b63c4", "#e4572e", "#2e9e5b", "#8e55c7", "#d99a00", "#17a2b8", "#9c6b4e", "#e377a8",
-    "#6b7785", "#7aa315", "#14532d", "#7f1d3f",
+    "#6b7785", "#7aa315", "#14532d", "#7f1d3f", "#c2185b", "#0b7285", "#f0a05f", "#4a1d96",
 )  # fmt: skip
 # One family per GPU type, from dark to light.
 _POOL_FAMILIES = (

@@ -15,7 +15,7 @@ import numpy as np
 from agents.evaluate.statistics import performance_profile
 from agents.evaluate.theme import GRID, INK, MUTED, TARGET, policy_colours
 from agents.experiment.analysis import cell_differences, normalised
-from agents.experiment.config import FigureName
+from agents.experiment.config import ExperimentError, FigureName
 from agents.experiment.front import compare_with_front
 from agents.experiment.results import Results
 
@@ -153,20 +153,41 @@ FIGURES: dict[FigureName, tuple[Callable[[Results], Figure | None], str]] = {
 
 
 def draw(name: FigureName, results: Results) -> str | None:
-    """A figure as SVG text; None where there is nothing to draw yet."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    """A figure as SVG text for a page; None where there is nothing to draw yet."""
+    image = render(name, results, "svg")
+    if image is None:
+        return None
+    svg = image.decode()
+    # Without the declarations that may not stand inside a page.
+    return svg[svg.index("<svg") :]
 
+
+def render(name: FigureName, results: Results, form: str) -> bytes | None:
+    """A figure as a file's content; None where there is nothing to draw yet.
+
+    Args:
+        name: of the figure.
+        results: to draw.
+        form: name of a format that matplotlib writes: svg, png, pdf and others.
+
+    Raises:
+        ExperimentError: there is no such format.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as NewFigure
+
+    known = NewFigure().canvas.get_supported_filetypes()
+    if form not in known:
+        raise ExperimentError(f"no such kind of picture: {form!r}; one of {', '.join(known)}")
     with mpl.rc_context(_STYLE):
         figure = FIGURES[name][0](results)
         if figure is None:
             return None
-        text = io.StringIO()
-        FigureCanvasSVG(figure)
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    # Without the declarations that may not stand inside a page.
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+        image = io.BytesIO()
+        # The same numbers shall give the same file; only SVG tells the time unless asked not to.
+        still = {"Date": None, "Creator": None} if form == "svg" else None
+        figure.savefig(image, format=form, dpi=130, metadata=still)
+    return image.getvalue()
 
 
 def _panels(

@@ -179,20 +179,24 @@ def table(
 def figure(
     name: Annotated[str, typer.Argument(help="profiles, tightness or fronts")],
     config: ConfigOption,
-    out: Annotated[Path, typer.Option(help="SVG file to write.", dir_okay=False)],
+    out: Annotated[
+        Path, typer.Option(help="File to write, as .svg, .png or .pdf.", dir_okay=False)
+    ],
     traces: TracesOption = None,
 ) -> None:
     """Draw one figure."""
-    from agents.evaluate.store import write_atomically
     from agents.experiment import ExperimentError
-    from agents.experiment.figures import FIGURES, draw
+    from agents.experiment.figures import FIGURES, render
 
     _check_name("figure", name, list(FIGURES))
     key = next(known for known in FIGURES if known == name)
-    text = draw(key, _results(config, traces))
-    if text is None:
+    try:
+        image = render(key, _results(config, traces), out.suffix.removeprefix("."))
+    except ExperimentError as error:
+        raise ExperimentError(f"--out {out}: {error}") from error
+    if image is None:
         raise ExperimentError(f"figure {name}: nothing to draw, see: experiment status")
-    write_atomically(out, text)
+    out.write_bytes(image)
     typer.echo(f"figure: {out}")
 
 

@@ -72,8 +72,9 @@ def test_one_table_and_one_figure_each_have_a_command(file, config, tmp_path):
     for name in TABLES:
         done = cli("table", name, "--config", file)
         assert done.exit_code == 0 and "|---|" in done.output
-    done = cli("figure", "fronts", "--config", file, "--out", tmp_path / "f.svg")
-    assert done.exit_code == 0 and (tmp_path / "f.svg").exists()
+    for name, begin in (("f.svg", b"<?xml"), ("f.png", b"\x89PNG"), ("f.pdf", b"%PDF")):
+        done = cli("figure", "fronts", "--config", file, "--out", tmp_path / name)
+        assert done.exit_code == 0 and (tmp_path / name).read_bytes().startswith(begin)
 
 
 def test_a_table_can_be_about_another_entry(file):
@@ -163,6 +164,8 @@ def test_a_failing_run_is_reported_and_the_others_go_on(file, config, monkeypatc
         (["table", "poem", "--config", "FILE"], "poem"),
         (["figure", "poem", "--config", "FILE", "--out", "OUT"], "poem"),
         (["figure", "fronts", "--config", "FILE", "--out", "OUT"], "nothing to draw"),
+        (["figure", "fronts", "--config", "FILE", "--out", "f.poem"], "--out f.poem"),
+        (["figure", "fronts", "--config", "FILE", "--out", "f"], "--out f"),
         (["run", "--config", "FILE", "--entry", "nobody"], "nobody"),
         (["run", "--config", "/no/such.yaml"], "/no/such.yaml"),
         (["run", "--config", "FILE", "--traces", "/no/folder"], "/no/folder"),
