@@ -83,8 +83,8 @@ def test_what_is_not_worth_it_is_not_begun(change: str) -> None:
     assert not begins(steps)
 
 
-def test_a_mix_that_is_better_with_headroom_only_is_left_alone() -> None:
-    """Budgets of 1.3 times what is needed: LP plans short of it, replicas serve all the same."""
+def test_the_beginning_of_traffic_is_no_reason_to_rebuild() -> None:
+    """It looks like a ramp, and with 1.3 times the GPUs it needs all is served without headroom."""
     reference = ClusterSpec.load("reference")
     trace = find_scenario("pd-ratio-shift").build(reference, 240, 1800.0, 1.0).trace
     _, steps = run("lp:rebuild_s=900", tighten(reference, 0.7411), trace)

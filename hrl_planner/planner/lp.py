@@ -157,9 +157,11 @@ class FluidPlanner:
         self._rule = RulePolicy()
         self._rule.reset(context)
         self._known_s = np.nan
-        self._settled_s = np.nan
+        self._settled_s = self._grown_s = np.nan
         # The first windows are half empty: too little to release a replica on.
         self._settle_s = 2.0 * spec.intervals.window_s
+        # In fewer, a rebuild was begun on what looked like a ramp and was the beginning of traffic.
+        self._young_s = 5.0 * spec.intervals.window_s
         self._mean_plan: FloatArray | None = None
         self._moment: Moment | None = None
         self._memory = PoolMemory(
@@ -229,6 +231,7 @@ class FluidPlanner:
         if np.isnan(self._known_s):
             self._known_s = observation.now_s
             self._settled_s = observation.now_s + self._settle_s
+            self._grown_s = observation.now_s + self._young_s
         blackout = np.isnan(observation.pool_field("arrivals_rps")).all()
         if blackout or np.isnan(demand.now).any():
             return None
@@ -250,6 +253,7 @@ class FluidPlanner:
             by_rule,
             *self._memory.spare(observation.now_s, current),
             observation.now_s >= self._settled_s,
+            observation.now_s < self._grown_s,
             rebuild,
         )
 

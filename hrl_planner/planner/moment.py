@@ -69,6 +69,7 @@ class Moment:
         spare: replicas that no plan of the last `spare_s` had a use for, shape (P,).
         useless: the same of the last `idle_s`.
         settled: whether enough has been seen to release replicas on.
+        young: whether the trend may still be that of traffic that has just begun to be seen.
         rebuild: that is under way, or None.
     """
 
@@ -83,6 +84,7 @@ class Moment:
     spare: FloatArray
     useless: FloatArray
     settled: bool
+    young: bool
     rebuild: Rebuild | None
 
     @property

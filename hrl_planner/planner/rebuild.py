@@ -12,9 +12,8 @@ With V the value served per second, and S the start-up time of what is new, it m
 and that V[new mix] exceeds V[plan] by a share of it, for the present demand and the planned one:
 in a ramp a mix that would be better in five minutes may well be the one that is wrong in ten.
 
-All this is weighed with the headroom of plans, and replicas can give more than plans count on. So
-the new mix must serve more of the present demand without any headroom, too: where GPUs are many,
-two mixes that differ on paper serve the same.
+Traffic that has just begun looks like a ramp, and plans keep headroom that replicas can give all
+the same. So in the first minutes the new mix must serve more of the present demand without any.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
 
 _STARTS = 2.0  # start-up times after which a rebuild ends, whether all is up or not
 _SLACK_S = 60.0
-# Share by which a new mix must serve more of the present demand where nothing is kept free.
+# Share by which a new mix must serve more of the present demand where nothing is kept free, as long
+# as the trend is young.
 _GAIN_IN_FULL = 0.02
 
 
@@ -93,7 +93,7 @@ class Rebuilding:
         now = replace(planned, demand=moment.demand.now)
         at_once = self._served(new, now) - self._served(plan, now)
         more = min(self._served(new, planned) - served, at_once)
-        if more <= least or not self._better_in_full(new, plan, now):
+        if more <= least or (moment.young and not self._better_in_full(new, plan, now)):
             return None
         ready = moment.ready
         present = replace(now, cap=moment.rates[0], share=moment.rates[1])
