@@ -29,7 +29,7 @@ from tests.test_rebuild import SCARCE, begins, rebuilt
 pytestmark = pytest.mark.kube
 
 POLICY = {"allocator": "lp:rebuild_s=900", "scaler": "quota", "mode": "active"}
-BEFORE = 12  # steps of the day before the rebuild, for the planner's forecast
+BEFORE = 32  # steps of the day before the rebuild: the planner's forecast, no longer young
 WITHIN = 30  # rounds in which all pods have followed
 
 Counts = dict[str, int]
