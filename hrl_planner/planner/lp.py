@@ -156,8 +156,7 @@ class FluidPlanner:
         self._blind = np.array(sorted(context.blind_pools), np.int64)
         self._rule = RulePolicy()
         self._rule.reset(context)
-        self._known_s = np.nan
-        self._settled_s = self._grown_s = np.nan
+        self._began_s = self._known_s = np.nan
         # The first windows are half empty: too little to release a replica on.
         self._settle_s = 2.0 * spec.intervals.window_s
         # In fewer, a rebuild was begun on what looked like a ramp and was the beginning of traffic.
@@ -229,9 +228,7 @@ class FluidPlanner:
     ) -> Moment | None:
         """Take in an observation; None where nothing is known of the traffic."""
         if np.isnan(self._known_s):
-            self._known_s = observation.now_s
-            self._settled_s = observation.now_s + self._settle_s
-            self._grown_s = observation.now_s + self._young_s
+            self._began_s = self._known_s = observation.now_s
         blackout = np.isnan(observation.pool_field("arrivals_rps")).all()
         if blackout or np.isnan(demand.now).any():
             return None
@@ -252,8 +249,8 @@ class FluidPlanner:
             self._memory.available(observation),
             by_rule,
             *self._memory.spare(observation.now_s, current),
-            observation.now_s >= self._settled_s,
-            observation.now_s < self._grown_s,
+            observation.now_s >= self._began_s + self._settle_s,
+            observation.now_s < self._began_s + self._young_s,
             rebuild,
         )
 
