@@ -185,18 +185,20 @@ def figure(
     traces: TracesOption = None,
 ) -> None:
     """Draw one figure."""
+    from agents.evaluate.store import write_atomically
     from agents.experiment import ExperimentError
     from agents.experiment.figures import FIGURES, render
 
     _check_name("figure", name, list(FIGURES))
     key = next(known for known in FIGURES if known == name)
+    results = _results(config, traces)
     try:
-        image = render(key, _results(config, traces), out.suffix.removeprefix("."))
+        image = render(key, results, out.suffix.removeprefix("."))
     except ExperimentError as error:
         raise ExperimentError(f"--out {out}: {error}") from error
     if image is None:
         raise ExperimentError(f"figure {name}: nothing to draw, see: experiment status")
-    out.write_bytes(image)
+    write_atomically(out, image)
     typer.echo(f"figure: {out}")
 
 
