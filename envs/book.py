@@ -9,11 +9,12 @@ an episode's path through them does not depend on how many there are or on the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from envs.kernel.layout import (
     WORKER,
     Cluster,
 )
-from hrl_planner._compiled import compiled, compiled_parallel
+from hrl_planner._compiled import compiled, compiled_parallel, entry_point
 from hrl_planner.routing import WORKER_LOAD
 from hrl_planner.surface import SURFACE
 
@@ -72,6 +73,19 @@ def _pointer(typing_context: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(address), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _call(typing_context: Any, function: Any, book: Any, row: Any, length: Any) -> Any:
+    """Call an entry point at its address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = context.get_value_type(types.int64)
+        shape = ir.FunctionType(ir.VoidType(), [word, word, word])
+        builder.call(builder.inttoptr(arguments[0], shape.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
 
 
 @compiled
@@ -177,18 +191,20 @@ def control_of(book: NDArray[np.int64]) -> Control:
     )
 
 
-@compiled
-def run_each(books: NDArray[np.int64], until_s: NDArray[np.float64]) -> None:
-    """Let time pass in every episode until its own moment, one after the other."""
-    for b in range(books.shape[0]):
-        run(cluster_of(books[b]), control_of(books[b]), until_s[b])
+@entry_point
+def run_one(book: int, until_s: int, length: int) -> None:
+    """Let time pass in an episode until the moment that stands at an address."""
+    episode = numba.carray(_pointer(book), (_ENTRIES, _WORDS), INT64)
+    moments_s = numba.carray(_pointer(until_s), (length,), FLOAT64)
+    run(cluster_of(episode), control_of(episode), moments_s[0])
 
 
-@compiled
-def read_each(books: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    """Observe every episode, one after the other; `out` has a row for each."""
-    for b in range(books.shape[0]):
-        read(cluster_of(books[b]), control_of(books[b]), out[b])
+@entry_point
+def read_one(book: int, out: int, length: int) -> None:
+    """Observe an episode; write as many numbers from an address on."""
+    episode = numba.carray(_pointer(book), (_ENTRIES, _WORDS), INT64)
+    seen = numba.carray(_pointer(out), (length,), FLOAT32)
+    read(cluster_of(episode), control_of(episode), seen)
 
 
 @compiled
@@ -198,18 +214,38 @@ def look_each(books: NDArray[np.int64]) -> None:
         look(cluster_of(books[b]), control_of(books[b]))
 
 
-@compiled_parallel
-def run_all(books: NDArray[np.int64], until_s: NDArray[np.float64]) -> None:
-    """Let time pass in every episode until its own moment, over threads."""
-    for b in numba.prange(books.shape[0]):
-        run(cluster_of(books[b]), control_of(books[b]), until_s[b])
+@compiled
+def _each(
+    function: int, n: int, book: int, book_bytes: int, row: int, row_bytes: int, length: int
+) -> None:
+    for b in range(n):
+        _call(function, book + b * book_bytes, row + b * row_bytes, length)
 
 
 @compiled_parallel
-def read_all(books: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-    """Observe every episode, over threads; `out` has a row for each."""
-    for b in numba.prange(books.shape[0]):
-        read(cluster_of(books[b]), control_of(books[b]), out[b])
+def _over_threads(
+    function: int, n: int, book: int, book_bytes: int, row: int, row_bytes: int, length: int
+) -> None:
+    for b in numba.prange(n):
+        _call(function, book + b * book_bytes, row + b * row_bytes, length)
+
+
+def for_every_episode(
+    function: Callable[[], int], books: NDArray[np.int64], rows: NDArray[Any], parallel: bool
+) -> None:
+    """Call an entry point for every episode with its row of an array.
+
+    Args:
+        function: `run_one` with moments (n, 1), or `read_one` with observations (n, size).
+        books: entries of the episodes, (n, ...).
+        rows: what each call reads or writes.
+        parallel: over threads; else one after the other.
+    """
+    loop = _over_threads if parallel else _each
+    loop(
+        function(), len(books), books.ctypes.data, books.strides[0],
+        rows.ctypes.data, rows.strides[0], rows.shape[1],
+    )  # fmt: skip
 
 
 def addresses_of(book: Book, rows: Sequence[int]) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from envs import reward
 from envs.kernel import lifecycle, loop
 from envs.kernel.layout import Cluster
 from envs.kernel.observe import observe
-from hrl_planner._compiled import compiled
+from hrl_planner._compiled import compiled, merged
 from hrl_planner.budget import UNLIMITED, BudgetArrays, project_into
 from hrl_planner.encoding import write_vector
 from hrl_planner.features import (
@@ -279,7 +279,7 @@ def _scales(control: Control) -> FeatureScales:
     )
 
 
-@compiled
+@merged
 def _decide(control: Control, pools: RulePools, now_s: float) -> None:
     """Write the targets of all pools: the local planner's, or an agent's where it has set one."""
     clock = control.clock[0]
@@ -309,7 +309,7 @@ def _decide(control: Control, pools: RulePools, now_s: float) -> None:
         control.wanted[i] = control.targets[i]
 
 
-@compiled
+@merged
 def tick(cluster: Cluster, control: Control) -> None:
     """Let every local planner act once, within its quota and the budget."""
     clock = control.clock[0]
@@ -335,7 +335,7 @@ def tick(cluster: Cluster, control: Control) -> None:
     lifecycle.set_targets(cluster, control.projected, now_s)
 
 
-@compiled
+@merged
 def run(cluster: Cluster, control: Control, until_s: float) -> None:
     """Let time pass until `until_s`; local planners act at every tick before it."""
     clock = control.clock[0]
@@ -356,7 +356,7 @@ def look(cluster: Cluster, control: Control) -> None:
     observe(cluster, clock.lag_s, clock.window_s, control.rows, control.class_rows)
 
 
-@compiled
+@merged
 def read(cluster: Cluster, control: Control, out: NDArray[np.float32]) -> None:
     """Look at the cluster: write its rows, an observation into `out`, and the reward's terms."""
     clock = control.clock[0]

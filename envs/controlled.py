@@ -234,8 +234,7 @@ class Episodes:
         self.layout = layout
         self._book = books.Book(n)
         self._places: list[Run | None] = [None] * n
-        self._advance = books.run_all if parallel else books.run_each
-        self._read = books.read_all if parallel else books.read_each
+        self._parallel = parallel
 
     def start(
         self, place: int, options: EpisodeOptions, generator: np.random.Generator
@@ -281,7 +280,9 @@ class Episodes:
             until_s[place] = min(run.now_s + run.step_s, run.end_s)
         while True:
             stops = np.array([run.next_stop_s(end) for run, end in zip(runs, until_s, strict=True)])
-            self._advance(self._book.addresses, stops)
+            books.for_every_episode(
+                books.run_one, self._book.addresses, stops[:, None], self._parallel
+            )
             for run in runs:
                 run.happen()
             if np.all(stops >= until_s):
@@ -316,7 +317,7 @@ class Episodes:
         seen = np.empty((len(places), self.layout.size), np.float32)
         whole = len(places) == len(self._places)
         addresses = self._book.addresses if whole else books.addresses_of(self._book, places)
-        self._read(addresses, seen)
+        books.for_every_episode(books.read_one, addresses, seen, self._parallel)
         self._replan(places)
         if self.level.shows_plan:
             for row, place in enumerate(places):

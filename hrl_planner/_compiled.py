@@ -13,9 +13,15 @@ import hashlib
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+try:
+    import numba
+except ImportError:
+    numba = None
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -51,17 +57,21 @@ def cache_dir() -> Path:
     return place
 
 
-def _decorate(function: F, **options: bool) -> F:
-    try:
-        import numba
-    except ImportError:
-        return function
+@contextmanager
+def _cached_in_our_place() -> Iterator[None]:
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_dir())
     try:
-        dispatcher: F = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
+        yield
     finally:
         numba.config.CACHE_DIR = before
+
+
+def _decorate(function: F, **options: Any) -> F:
+    if numba is None:
+        return function
+    with _cached_in_our_place():
+        dispatcher: F = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
     return dispatcher
 
 
@@ -90,3 +100,27 @@ def lean(function: F) -> F:
 def compiled_parallel(function: F) -> F:
     """Like `compiled`, with `numba.prange` loops spread over threads."""
     return _decorate(function, parallel=True)
+
+
+def merged(function: F) -> F:
+    """Like `compiled`, as a part of its callers: for one large function with one caller.
+
+    Compiled code contains all that it calls, so a large callee is compiled again with every caller.
+    """
+    return _decorate(function, inline="always")
+
+
+def entry_point(function: Callable[[int, int, int], None]) -> Callable[[], int]:
+    """Compile a function of three words when its address is first asked for.
+
+    Who calls it at that address is compiled without it: many callers of most of the simulator
+    would otherwise each take as long to compile.
+    """
+
+    @functools.cache
+    def callback() -> Any:
+        with _cached_in_our_place():
+            made = numba.cfunc("void(int64, int64, int64)", cache=True, error_model="numpy")
+            return made(function)
+
+    return lambda: int(callback().address)
