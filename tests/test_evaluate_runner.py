@@ -149,6 +149,20 @@ def test_figures_are_what_plotly_accepts(config, tmp_path):
         Figure(figure)  # raises on an unknown attribute or a bad value
 
 
+def test_classes_without_requests_have_no_panels_and_policies_still_a_legend(tmp_path):
+    one = Workload("scenario", "pd-ratio-shift")
+    done, _ = run(make_config(workloads=(one,), seeds=1), tmp_path)
+    page = done.report.read_text(encoding="utf-8")
+    figures = json.loads(re.search(r"const FIGURES = (\{.*\});\n", page).group(1))
+    for name, panels in (("w0-latency", 2), ("w0-attainment", 1)):
+        titles = [note["text"] for note in figures[name]["layout"]["annotations"]]
+        assert sum("batch" in title for title in titles) == panels
+        assert not any("interactive" in title for title in titles)
+        shown = [line["name"] for line in figures[name]["data"] if line["showlegend"]]
+        assert shown == ["static", "hpa"]
+        assert all(line["y"] for line in figures[name]["data"])
+
+
 def test_names_from_the_spec_cannot_break_out_of_the_page(tmp_path):
     spec = ClusterSpec.load("small").replace(description="</script><b>x", name="a<b>&c")
     done, _ = run(make_config(spec=spec, seeds=1), tmp_path)

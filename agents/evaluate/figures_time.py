@@ -24,7 +24,7 @@ from agents.evaluate.theme import (
     pool_order,
     rgba,
 )
-from hrl_planner.spec import ClusterSpec
+from hrl_planner.spec import ClusterSpec, SloClassSpec
 
 Cells = dict[str, list[CellData]]
 
@@ -43,10 +43,18 @@ def by_policy(cells: Sequence[CellData], policies: Sequence[str], workload: str)
     return found
 
 
+def _asked_for(cells: Cells, spec: ClusterSpec) -> list[tuple[int, SloClassSpec]]:
+    """Return the classes a workload has requests of, each with its place; all if it has none."""
+    offered = [c["curves"]["offered"] for mine in cells.values() for c in mine]
+    classes = list(enumerate(spec.slo_classes))
+    asked_for = [c for c in classes if any(np.any(one[c[0]]) for one in offered)]
+    return asked_for or classes
+
+
 def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -> Figure:
-    """Offered load on top, then attainment of every class, one line per policy."""
+    """Offered load on top, then attainment of every class asked for, one line per policy."""
     scale, unit = _time_unit(cells)
-    classes = spec.slo_classes
+    classes = _asked_for(cells, spec)
     domains = _uneven_rows([0.6] + [1.0] * len(classes))
     data: list[Figure] = []
     figure_layout = layout(170 + 170 * len(classes))
@@ -55,8 +63,9 @@ def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str
     # Evenly spaced: two numbers instead of a column per line.
     t = {"x0": bin_centres[0] / scale, "dx": (bin_centres[1] - bin_centres[0]) / scale}
     annotations = [panel_title("offered load, requests per second", 0, domains[0][1] + 0.004)]
-    for index, slo_class in enumerate(classes):
-        data.append(_load_area(first, index, slo_class.name, len(classes)) | t)
+    for index, (place, slo_class) in enumerate(classes):
+        shade = 0.65 - 0.45 * index / max(1, len(classes) - 1)
+        data.append(_load_area(first, place, slo_class.name, shade) | t)
         annotations.append(panel_title(
             f"{slo_class.name}: requests within TTFT {slo_class.ttft_ms:g} ms and "
             f"ITL {slo_class.itl_ms:g} ms", 0, domains[index + 1][1] + 0.004,
@@ -69,7 +78,7 @@ def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str
                     "name": policy,
                     "legendgroup": policy,
                     "showlegend": index == 0,
-                    "y": _share(mine, index),
+                    "y": _share(mine, place),
                     "line": {"color": colours[policy], "width": 1.9},
                     "connectgaps": True,
                     "xaxis": "x",
@@ -89,10 +98,9 @@ def attainment_over_time(cells: Cells, spec: ClusterSpec, colours: dict[str, str
     return {"data": data, "layout": figure_layout}
 
 
-def _load_area(cells: list[CellData], index: int, name: str, classes: int) -> Figure:
+def _load_area(cells: list[CellData], place: int, name: str, shade: float) -> Figure:
     """Mean offered rate of one class over seeds, stacked in greys."""
-    rates = [np.array(c["curves"]["offered"][index]) / c["curves"]["bin_s"] for c in cells]
-    shade = 0.65 - 0.45 * index / max(1, classes - 1)
+    rates = [np.array(c["curves"]["offered"][place]) / c["curves"]["bin_s"] for c in cells]
     return {
         "type": "scatter",
         "mode": "lines",
@@ -247,21 +255,24 @@ def replicas_by_pool(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -
 
 
 def latency_cdfs(cells: Cells, spec: ClusterSpec, colours: dict[str, str]) -> Figure:
-    """Share of offered requests within a latency; a row per class, TTFT left and ITL right."""
-    classes = spec.slo_classes
+    """Share of offered requests within a latency; TTFT left and ITL right.
+
+    A row per class that has requests.
+    """
+    classes = _asked_for(cells, spec)
     across = columns(2, 0.08)
     data: list[Figure] = []
     shapes: list[Figure] = []
     annotations: list[Figure] = []
     figure_layout = layout(110 + 205 * len(classes), hovermode="closest")
     down = rows(len(classes), 58 / figure_layout["height"])
-    for index, slo_class in enumerate(classes):
+    for index, (place, slo_class) in enumerate(classes):
         sides = (("ttft_ms", "TTFT", slo_class.ttft_ms), ("itl_ms", "ITL", slo_class.itl_ms))
         for side, (key, name, target) in enumerate(sides):
             number = 2 * index + side
             x_name, y_name = axis_name("x", number), axis_name("y", number)
             for policy, mine in cells.items():
-                x, y = _pooled_cdf(mine, key, index)
+                x, y = _pooled_cdf(mine, key, place)
                 data.append(
                     {
                         "type": "scatter",
