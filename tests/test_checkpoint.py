@@ -134,6 +134,24 @@ def test_weights_of_another_shape_or_not_finite_are_refused(folder: Path) -> Non
         load(folder)
 
 
+def test_weights_beyond_single_precision_are_refused(folder: Path) -> None:
+    path = folder / "scaler.safetensors"
+    wide = {name: value.astype(np.float64) for name, value in load_file(path).items()}
+    wide["head_1.bias"][0] = -1e300
+    save_file(wide, path)
+    with pytest.raises(CheckpointError, match=r"tensor head_1\.bias holds NaN or infinity"):
+        load(folder)
+
+
+def test_a_scaler_of_other_actions_is_refused(folder: Path) -> None:
+    path = folder / "manifest.yaml"
+    data = yaml.safe_load(path.read_text())
+    data["scaler"]["outputs"] = 12
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(CheckpointError, match=r"scaler\.outputs: 12, but scalers have 8"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("dtype", "size"), [("BF16", 2), ("F8_E4M3", 1), ("I64", 8), ("I32", 4), ("BOOL", 1)]
 )

@@ -1,8 +1,9 @@
 """What the numbers a network gives per pool mean as a distribution over actions.
 
 `act` turns outputs (B, P, outputs) into actions, `judge` returns log-probability and entropy of
-actions, each (B,). Pools that are padding neither act nor count. These two heads choose for every
-pool apart, actions (B, P); `moves` has the one that chooses for all together.
+actions, each (B,). Pools that are padding neither act nor count. Two heads choose for every pool
+apart, actions (B, P); `TermsHead` for every role, the mean of its pools, actions (B, roles,
+outputs); `moves` has the one that chooses for all pools together.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ class SetPolicy(ActorCriticPolicy):
 
     Args:
         observation_space: vectors of `layout`, with what a critic may see behind them.
-        action_space: Box (P,) for the residual head, MultiDiscrete for the others.
+        action_space: Box (P,) for the residual head, Box (roles, terms) for the terms,
+            MultiDiscrete for the others.
         lr_schedule: learning rate.
         layout: sizes of the vector.
         shape: sizes of the actor; the critic has the same encoder.

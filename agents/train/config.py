@@ -119,9 +119,9 @@ class StageConfig(_Model):
     Attributes:
         level: `scaler` (all pools' local planners), `allocator`, or `flat` (no hierarchy).
         head: what an allocator decides: `terms`, how much of each role's capacity the prior may
-            plan with, how dear it is to stop a replica, what must stay and how far to trust the
-            forecast; `residual`, a correction of every
-            pool's quota at once; or `moves`, single replicas one by one within the budget.
+            plan with, how dear it is to stop a replica, what must stay, how far to trust the
+            forecast and how readily to rebuild; `residual`, a correction of every pool's quota at
+            once; or `moves`, single replicas one by one within the budget.
         moves: most moves of a decision.
         stop_odds: log-odds of making no further move at first, against all moves together.
         quotas: who sets quotas while a scaler learns: `random`, a policy, or `learned` for the

@@ -39,6 +39,7 @@ from hrl_planner.encoding import CLASS_COLUMNS, POOL_COLUMNS, schema_hash
 from hrl_planner.errors import CheckpointError
 from hrl_planner.planner.allocator import N_TERMS
 from hrl_planner.planner.network import NetShape, Network, pack
+from hrl_planner.planner.scaler import CHANGES
 
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -150,6 +151,10 @@ class Manifest(_Model):
             raise ValueError(
                 f"head terms needs allocator.outputs: {N_TERMS - 1} or {N_TERMS}, not "
                 f"{self.allocator.outputs}"
+            )
+        if self.scaler is not None and self.scaler.outputs != len(CHANGES):
+            raise ValueError(
+                f"scaler.outputs: {self.scaler.outputs}, but scalers have {len(CHANGES)} actions"
             )
         return self
 
@@ -353,7 +358,8 @@ def read_tensors(path: Path) -> Tensors:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error}") from error
     for name, value in tensors.items():
-        if not np.all(np.isfinite(value)):
+        # What is used is float32: a finite float64 may not be one.
+        if not np.all(np.abs(value) <= np.finfo(np.float32).max):
             raise CheckpointError(f"checkpoint {path}: tensor {name} holds NaN or infinity")
     return tensors
 
