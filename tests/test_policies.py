@@ -165,6 +165,23 @@ def test_lp_releases_nothing_on_the_first_half_empty_windows() -> None:
     assert np.all(early >= INITIAL)
 
 
+def test_a_minimum_that_finds_no_gpu_holds_up_no_other_pool() -> None:
+    policy = planner()
+    pool = SPEC.pool_index("decode-h100")
+    assert SPEC.pools[pool].min_replicas == 1
+    for t_s in range(10, 100, 10):
+        seen = busy(float(t_s), rate=10.0 if t_s < 60 else 60.0)
+        seen.pools[pool, POOL_FIELDS.index("ready")] = 0.0
+        seen.pools[pool, POOL_FIELDS.index("pending")] = 1.0
+        plan = policy.decide(seen)
+        if t_s == 50:
+            before = plan.replicas
+    assert "hold" not in plan.reason
+    assert plan.replicas[pool] >= 1
+    l40s = [i for i, p in enumerate(SPEC.pools) if p.gpu_type == "L40S"]
+    assert plan.replicas[l40s].sum() > before[l40s].sum()
+
+
 def test_lp_stops_asking_for_gpus_that_stay_pending() -> None:
     policy = planner()
     seen = busy(10.0, rate=60.0)

@@ -346,6 +346,8 @@ class FluidPlanner:
             low = np.minimum(np.maximum(kept, low), high)
         planned = demand.now + terms.outlook * (demand.planned - demand.now)
         offered = np.maximum(demand.now, _LEAST_WORTH * planned)
+        # A replica of a minimum that finds no GPU must not take the answer of all other pools away.
+        least_gpus = np.bincount(self._arrays.type_index, self._arrays.gpus * low, moment.gpus.size)
         tightest = None
         for _ in range(2):
             cap, share = self._capacity(demand.load, servers, tightest)
@@ -356,7 +358,7 @@ class FluidPlanner:
                 held,
                 low=low,
                 high=high,
-                type_budget=moment.gpus,
+                type_budget=np.maximum(moment.gpus, least_gpus),
                 offered=offered,
             )
             if best is None:
