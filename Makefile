@@ -53,11 +53,12 @@ $(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.stamp-demo
 
+# --force: a demo of older code is no reason to refuse; runs of the same code are kept.
 demo: $(VENV)/.stamp-demo
 	$(BIN)/hrl-planner evaluate --spec reference --scenario diurnal-mix --scenario pd-ratio-shift \
 	  --policy static --policy hpa --policy queue-length --policy rule --policy lp --policy learned \
 	  --policy lp-oracle \
-	  --seeds 3 --out $(DEMO_OUT)
+	  --seeds 3 --out $(DEMO_OUT) --force
 
 test: $(VENV)/.stamp-dev
 	$(COMPILE)
