@@ -203,6 +203,31 @@ def test_a_pool_without_a_profile_is_scaled_by_the_rule() -> None:
     assert plan.replicas[2] >= 1
 
 
+@given(
+    blind=st.sets(st.integers(0, len(SPEC.pools) - 1), min_size=1, max_size=3),
+    total_gpus=st.integers(6, 16),
+    rates=st.lists(st.floats(0.0, 80.0), min_size=4, max_size=8),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_rule_never_asks_for_what_leaves_the_lp_no_solution(
+    blind: set[int], total_gpus: int, rates: list[float]
+) -> None:
+    spec = SPEC.replace(budget={"gpus": SPEC.budget.gpus, "total_gpus": total_gpus})
+    arrays = BudgetArrays.from_spec(spec)
+    policy = FluidPlanner()
+    policy.reset(PlanContext(spec, blind_pools=frozenset(blind)))
+    held = np.minimum(INITIAL, 1)
+    for step, rate in enumerate(rates):
+        seen = busy(10.0 + 60.0 * step, rate)
+        for name in ("ready", "target_replicas"):
+            seen.pools[:, POOL_FIELDS.index(name)] = held
+        seen.pools[sorted(blind), POOL_FIELDS.index("waiting")] = 500.0
+        plan = policy.decide(seen)
+        assert "no solution" not in plan.reason
+        assert arrays.fits(plan.replicas)
+        held = plan.replicas
+
+
 @pytest.mark.parametrize("rate", [4.0, 12.0])
 def test_lp_does_not_flap_under_constant_load(rate: float) -> None:
     _, steps = closed_loop("lp", poisson(rate, 1500.0, seed=3))
@@ -257,10 +282,28 @@ def test_a_value_that_a_parameter_does_not_take_is_refused_by_name(text: str, na
         ("hpa:decode_kv_use=0", "decode_kv_use 0.0"),
         ("queue-length:prefill_running=-1", "prefill_running -1.0"),
         ("lp:interval_s=0", "interval_s 0.0"),
+        ("rule:wait=0", "wait 0.0"),
+        ("lp+rule:latency=0", "latency 0.0"),
     ],
 )
 def test_what_is_divided_by_or_waited_for_is_above_zero(text: str, named: str) -> None:
     with pytest.raises(PolicyError, match=f"{named} must be above 0"):
+        make_policy(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("lp:stop_weight=-0.1", "stop_weight -0.1"),
+        ("lp:start_weight=-1", "start_weight -1.0"),
+        ("lp:price_weight=-0.01", "price_weight -0.01"),
+        ("lp:hold_s=-600", "hold_s -600.0"),
+        ("lp:round_up=3", "round_up 3.0"),
+        ("lp:round_up=-0.1", "round_up -0.1"),
+    ],
+)
+def test_the_lp_refuses_what_it_cannot_plan_with(text: str, named: str) -> None:
+    with pytest.raises(PolicyError, match=f"policy lp: {named} must be"):
         make_policy(text)
 
 

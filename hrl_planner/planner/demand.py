@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -50,6 +50,16 @@ class Demand:
     now: FloatArray
     planned: FloatArray
     load: ClassLoad
+
+
+class DemandSource(Protocol):
+    """Where a planner learns what is asked for."""
+
+    def reset(self, context: PlanContext) -> None:
+        """Prepare for a cluster."""
+
+    def estimate(self, observation: ClusterObservation) -> Demand:
+        """Return rates and lengths."""
 
 
 class Recent:

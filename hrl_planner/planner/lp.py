@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,34 +22,19 @@ from hrl_planner.capacity import CapacityModel, ClassLoad, capacity
 from hrl_planner.errors import PolicyError
 from hrl_planner.flow import Allocation, FlowParameters, FluidModel
 from hrl_planner.observation import ClusterObservation
-from hrl_planner.planner.demand import (
-    Demand,
-    ObservedDemand,
-    TraceDemand,
-    startup_horizon_s,
-)
+from hrl_planner.planner.blind import BlindPools
+from hrl_planner.planner.demand import Demand, DemandSource, ObservedDemand, startup_horizon_s
 from hrl_planner.planner.loop import current_targets
 from hrl_planner.planner.moment import Moment, Rates, Rebuild, Solution, Traffic
 from hrl_planner.planner.policy import Advice, FloatArray, IntArray, Plan, PlanContext, Terms
 from hrl_planner.planner.pool_memory import PoolMemory, or_zero
 from hrl_planner.planner.rebuild import Rebuilding
-from hrl_planner.planner.rule import RulePolicy
 from hrl_planner.routing import DECODE
 
 _PRESENT = 0.05  # a class with less of a pool's load does not set the pool's pace
 _FEW = 3  # replicas of a pool that the first solve assumes at least
 _LEAST_CAPACITY = 1e-9  # requests/s
 _LEAST_WORTH = 0.25  # of the planned demand, where next to nothing arrives now
-
-
-class DemandSource(Protocol):
-    """Where the planner learns what is asked for."""
-
-    def reset(self, context: PlanContext) -> None:
-        """Prepare for a cluster."""
-
-    def estimate(self, observation: ClusterObservation) -> Demand:
-        """Return rates and lengths."""
 
 
 class FluidPlanner:
@@ -109,11 +93,21 @@ class FluidPlanner:
                 f"policy lp: headroom {headroom}, headroom_prefill {headroom_prefill} and quantile "
                 f"{quantile} must lie in 0..1"
             )
-        if not 0.0 <= rebuild_s < np.inf or not 0.0 <= rebuild_gain < np.inf:
-            raise PolicyError(
-                f"policy lp: rebuild_s {rebuild_s} and rebuild_gain {rebuild_gain} must be at "
-                "least 0"
-            )
+        if not 0.0 <= round_up < 1.0:
+            raise PolicyError(f"policy lp: round_up {round_up} must be at least 0 and below 1")
+        _refuse_negative(
+            trend=trend,
+            hold_s=hold_s,
+            start_weight=start_weight,
+            stop_weight=stop_weight,
+            stop_weight_decode=stop_weight_decode,
+            spare_s=spare_s,
+            price_weight=price_weight,
+            outage_s=outage_s,
+            idle_s=idle_s,
+            rebuild_s=rebuild_s,
+            rebuild_gain=rebuild_gain,
+        )
         if interval_s is not None and interval_s <= 0.0:
             raise PolicyError(f"policy lp: interval_s {interval_s} must be above 0")
         self._headroom, self._headroom_prefill = headrooms
@@ -153,9 +147,7 @@ class FluidPlanner:
         self._maximum = self._arrays.maximum.astype(np.float64)
         self._demand = self._source(context)
         self._demand.reset(context)
-        self._blind = np.array(sorted(context.blind_pools), np.int64)
-        self._rule = RulePolicy()
-        self._rule.reset(context)
+        self._blind = BlindPools(context, self._arrays)
         self._began_s = self._known_s = np.nan
         # The first windows are half empty: too little to release a replica on.
         self._settle_s = 2.0 * spec.intervals.window_s
@@ -236,9 +228,6 @@ class FluidPlanner:
         rebuild, ready = self._rebuild, or_zero(observation.pool_field("ready"))
         if rebuild is not None and not rebuild.under_way(observation.now_s, ready):
             rebuild = None
-        by_rule = np.zeros(0)
-        if self._blind.size:
-            by_rule = self._rule.decide(observation).replicas[self._blind].astype(np.float64)
         return Moment(
             observation,
             current,
@@ -247,7 +236,7 @@ class FluidPlanner:
             flows,
             self._memory.idle(observation),
             self._memory.available(observation),
-            by_rule,
+            self._blind.wish(observation),
             *self._memory.spare(observation.now_s, current),
             observation.now_s >= self._began_s + self._settle_s,
             observation.now_s < self._began_s + self._young_s,
@@ -266,8 +255,8 @@ class FluidPlanner:
         replicas = self._made_whole(best, current, idle)
         wish = np.where(idle, self._minimum, best.replicas + 0.5 - self._round_up)
         reason = f"lp: planned {float(demand.planned.sum()):.2f} req/s"
-        if self._blind.size:
-            reason += f"; no profile, by rule: pools {self._blind.tolist()}"
+        if self._blind.index.size:
+            reason += f"; no profile, by rule: pools {self._blind.index.tolist()}"
         self._rebuild = moment.rebuild or self._rebuilding.weigh(
             moment, found, replicas, terms.rebuild
         )
@@ -329,7 +318,8 @@ class FluidPlanner:
         held = current.astype(np.float64)
         servers = np.minimum(np.maximum(held, _FEW), self._maximum)
         low, high = self._minimum.copy(), self._maximum.copy()
-        low[self._blind] = high[self._blind] = moment.by_rule
+        blind = self._blind.index
+        low[blind] = high[blind] = self._blind.grant(moment.by_rule, low, current)
         least = low
         ready = moment.ready
         needed = solve(
@@ -344,6 +334,7 @@ class FluidPlanner:
             if not moment.settled:
                 kept = np.minimum(ready + moment.starting, current)
             low = np.minimum(np.maximum(kept, low), high)
+            low[blind] = high[blind] = self._blind.grant(low[blind], low, current)
         planned = demand.now + terms.outlook * (demand.planned - demand.now)
         offered = np.maximum(demand.now, _LEAST_WORTH * planned)
         # A replica of a minimum that finds no GPU must not take the answer of all other pools away.
@@ -385,9 +376,9 @@ class FluidPlanner:
         cap, share = capacity(
             self._model, load, servers=servers, tightest=tightest, quantile=self._quantile
         )
-        for i in self._blind:
+        for i in self._blind.index:
             peers = self._model.role == self._model.role[i]
-            peers[self._blind] = False
+            peers[self._blind.index] = False
             if peers.any():
                 per_gpu = (cap[:, peers] / self._arrays.gpus[peers]).mean(axis=1)
                 cap[:, i] = per_gpu * self._arrays.gpus[i]
@@ -402,10 +393,7 @@ class FluidPlanner:
         return np.where(present.any(axis=0), order.argmin(axis=0), -1)
 
 
-class OracleFluidPlanner(FluidPlanner):
-    """The fluid planner with perfect foresight of rates and lengths: a bound, not a policy."""
-
-    name = "lp-oracle"
-
-    def _source(self, context: PlanContext) -> DemandSource:
-        return TraceDemand(startup_horizon_s(context.spec))
+def _refuse_negative(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0.0 <= value < np.inf:
+            raise PolicyError(f"policy lp: {name} {value} must be finite and at least 0")

@@ -17,7 +17,8 @@ from typing import Any, get_args
 from hrl_planner.errors import PolicyError
 from hrl_planner.planner.hierarchy import HierarchicalPlanner
 from hrl_planner.planner.hpa import HpaPolicy
-from hrl_planner.planner.lp import FluidPlanner, OracleFluidPlanner
+from hrl_planner.planner.lp import FluidPlanner
+from hrl_planner.planner.oracle import OracleFluidPlanner
 from hrl_planner.planner.policy import Policy
 from hrl_planner.planner.queue_length import QueueLengthPolicy
 from hrl_planner.planner.quota import QUOTA, QuotaPolicy

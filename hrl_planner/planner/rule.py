@@ -41,6 +41,8 @@ _ISL = POOL_FIELDS.index("isl_mean_tokens")
 _TTFT = POOL_FIELDS.index("ttft_p90_ms")
 _ITL = POOL_FIELDS.index("itl_p90_ms")
 
+_AT_PRESSURE_1 = ("utilisation", "kv_use", "latency", "wait")  # signals are divided by these
+
 # Requests a promise is checked with: what a pool cannot do for one of them it never can.
 _TYPICAL_ISL_TOKENS = 1024.0
 _TYPICAL_CONTEXT_TOKENS = 2048.0
@@ -235,6 +237,9 @@ class RulePolicy:
         self._array = self.parameters.to_array()
         if not np.all(np.isfinite(self._array)) or np.any(self._array < 0.0):
             raise PolicyError(f"policy rule: thresholds must be finite and >= 0: {parameters}")
+        for name in _AT_PRESSURE_1:
+            if getattr(self.parameters, name) == 0.0:
+                raise PolicyError(f"policy rule: {name} 0.0 must be above 0")
         self._pools: RulePools | None = None
         self._changed_s = np.zeros(0)
 
