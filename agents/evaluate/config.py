@@ -133,7 +133,19 @@ class EvaluationConfig:
             "grace_s": self.grace_s,
             "code": code_digest(),
             "workloads": {w.label: w.digest() for w in self.workloads},
+            **own_profiles(self.spec),
         }
+
+
+def own_profiles(spec: ClusterSpec) -> dict[str, Any]:
+    """The content of profiles that a spec names by file, beside what the spec itself says.
+
+    Nothing where all are shipped: those are part of the digest of the code.
+    """
+    files = sorted({pool.profile for pool in spec.pools if Path(pool.profile).suffix == ".npz"})
+    if not files:
+        return {}
+    return {"profiles": [hashlib.sha256(Path(f).read_bytes()).hexdigest()[:16] for f in files]}
 
 
 def policy_key(text: str) -> str:

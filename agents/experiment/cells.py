@@ -15,8 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from agents.evaluate.config import own_profiles
 from agents.experiment.config import CellGroup, ExperimentConfig, ExperimentError, Swap, Truth
 from agents.experiment.perturb import make_true, swapped
+from hrl_planner.errors import HrlPlannerError
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload import Trace, read_rate_curve, read_trace
 from hrl_planner.workload.curves import RateCurve
@@ -24,6 +26,7 @@ from hrl_planner.workload.generators import independent_requests
 from hrl_planner.workload.readers import detect_format
 from hrl_planner.workload.scenarios import ScenarioCase, find_scenario
 
+_LEAST_S = 60.0  # of a scenario that is built only to see whether it can be
 _RECORDED_S = 1800.0  # of a recording where nobody says
 _DAY_S = 86_400.0
 _WINDOWS = 20  # in which a recording is cut; they overlap where it is short
@@ -59,28 +62,36 @@ class Source:
         """Whether it can be read: recordings are not part of the project."""
         return not self.recording or Path(self.recording).is_file()
 
+    def cluster(self) -> ClusterSpec:
+        """The cluster under the whole budget of its spec."""
+        spec = ClusterSpec.load(self.spec)
+        return spec if self.swap is None else swapped(spec, self.swap)
+
     def fingerprint(self) -> dict[str, Any]:
         """What the requests and the cluster depend on; a file counts by its content."""
         content = ""
         if self.recording:
             content = hashlib.sha256(Path(self.recording).read_bytes()).hexdigest()[:16]
+        return self.said() | {"recording": content}
+
+    def said(self) -> dict[str, Any]:
+        """The part of it that needs no recording: that one counts by its name."""
         return {
             # Without defaults, so that a field the spec may have some day changes nothing.
             "spec": ClusterSpec.load(self.spec).model_dump(
                 mode="json", exclude_defaults=True, exclude={"name", "description"}
             ),
             "scenario": self.scenario,
-            "recording": content,
+            "recording": Path(self.recording).name,
             "duration_s": self.duration_s,
             "load": self.load,
             "swap": None if self.swap is None else self.swap.model_dump(mode="json"),
+            **own_profiles(self.cluster()),
         }
 
     def case(self, seed: int) -> ScenarioCase:
         """Requests and cluster under the whole budget of the spec."""
-        spec = ClusterSpec.load(self.spec)
-        if self.swap is not None:
-            spec = swapped(spec, self.swap)
+        spec = self.cluster()
         if self.scenario:
             return find_scenario(self.scenario).build(spec, seed, self.duration_s, self.load)
         trace = _recorded(Path(self.recording), self.duration_s or _RECORDED_S, self.load, seed)
@@ -130,8 +141,21 @@ class Cell:
         return {
             **self.source.fingerprint(),
             "budget": round(self.tightness * need, 6),
-            "truth": self.truth.model_dump(mode="json", exclude_defaults=True),
+            "truth": self._truth,
         }
+
+    def said(self) -> dict[str, Any]:
+        """What the experiment says of it: the part of the fingerprint that needs no recording."""
+        return {
+            **self.source.said(),
+            "tightness": self.tightness,
+            "need": self.given_need,
+            "truth": self._truth,
+        }
+
+    @property
+    def _truth(self) -> dict[str, Any]:
+        return self.truth.model_dump(mode="json", exclude_defaults=True)
 
     def case(self, need: float, seed: int) -> ScenarioCase:
         """The case of one trace."""
@@ -161,8 +185,10 @@ def find_cells(config: ExperimentConfig, traces: Path | None) -> list[Cell]:
         traces: folder with recordings.
 
     Raises:
-        ExperimentError: two cells have one label.
+        ExperimentError: two cells have one label, or a group's cluster or scenario cannot be built.
     """
+    for i, group in enumerate(config.cells):
+        _check(group, f"experiment {config.name}: cells[{i}]")
     cells = [
         Cell(group.group, source, factor, group.need, group.truth)
         for group in config.cells
@@ -174,6 +200,21 @@ def find_cells(config: ExperimentConfig, traces: Path | None) -> list[Cell]:
         if labels.count(label) > 1:
             raise ExperimentError(f"experiment {config.name}: two cells are called {label}")
     return cells
+
+
+def _check(group: CellGroup, where: str) -> None:
+    """Refuse at once what would otherwise fail run by run."""
+    field = "spec"
+    try:
+        spec = ClusterSpec.load(group.spec)
+        if group.swap is not None:
+            field = "swap"
+            spec = swapped(spec, group.swap)
+        field = "scenarios"
+        for name in group.scenarios:
+            find_scenario(name).build(spec, 0, _LEAST_S, group.load)
+    except HrlPlannerError as error:
+        raise ExperimentError(f"{where}.{field}: {error}") from error
 
 
 def _sources(group: CellGroup, traces: Path | None) -> Iterator[Source]:

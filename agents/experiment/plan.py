@@ -7,7 +7,8 @@ found by name among the sources (profiles, tuned thresholds, the checkpoint that
 by the digest of the code instead, which stands beside the key.
 
 Checkpoints and recordings need not be at hand where a report is written: their hashes are kept in
-RESULTS/NAME.json by whoever ran the experiment or wrote its report, with the days of recordings.
+RESULTS/NAME.json by whoever ran the experiment or wrote its report, with the days of recordings. A
+cell whose recording is not here has its kept hash as long as the experiment says the same of it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pydantic import BaseModel, TypeAdapter
 from agents.evaluate.config import code_digest, policy_key
 from agents.evaluate.store import write_atomically
 from agents.experiment.cells import Cell, digest, find_cells
-from agents.experiment.config import ExperimentConfig
+from agents.experiment.config import ExperimentConfig, ExperimentError
 from agents.experiment.kept import read_kept
 from agents.experiment.need import find_needs
 from hrl_planner.errors import HrlPlannerError
@@ -55,6 +56,7 @@ class _Keys(BaseModel):
     """RESULTS/NAME.json."""
 
     cells: dict[str, str] = {}
+    recorded: dict[str, str] = {}
     policies: dict[str, str] = {}
     days: dict[str, list[int]] = {}
 
@@ -95,6 +97,7 @@ class Experiment:
         all_cells: all cells, those included that cannot be built here.
         needs: by cell label, where known.
         cell_keys: hash of each cell by its label, where known.
+        recorded: hash of what is said of each cell of a recording, by its label.
         policy_keys: hash of each policy by its text, where known.
         days: of every trace of a recording by its label, where known, see `Source.day_of`.
         here: labels of entries to run, each with the texts of its policies that can be made here.
@@ -106,6 +109,7 @@ class Experiment:
     all_cells: tuple[Cell, ...]
     needs: dict[str, float]
     cell_keys: dict[str, str]
+    recorded: dict[str, str]
     policy_keys: dict[str, str]
     days: dict[str, list[int]]
     here: frozenset[tuple[str, str]]
@@ -171,10 +175,15 @@ class Experiment:
 
     def keep_keys(self) -> None:
         """Write the hashes down for reports that are made elsewhere."""
-        keys = _Keys(cells=self.cell_keys, policies=self.policy_keys, days=self.days).model_dump()
+        keys = _Keys(
+            cells=self.cell_keys,
+            recorded={k: said for k, said in self.recorded.items() if k in self.cell_keys},
+            policies=self.policy_keys,
+            days=self.days,
+        )
         path = manifest(self.config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(keys, indent=1, sort_keys=True) + "\n")
+        write_atomically(path, json.dumps(keys.model_dump(), indent=1, sort_keys=True) + "\n")
 
 
 def manifest(config: ExperimentConfig) -> Path:
@@ -211,7 +220,35 @@ def prepare(
     needs = find_needs(
         cells, config.results / "needs.json", compute=compute_needs, on_source=on_source
     )
-    found = {
+    recorded = {cell.label: digest(cell.said()) for cell in cells if cell.source.recording}
+    cell_keys, days = _find_keys(config, cells, needs)
+    for cell in cells:
+        label, source = cell.label, cell.source
+        if source.is_here or kept.recorded.get(label) != recorded[label]:
+            continue
+        if label in kept.cells:
+            cell_keys[label] = kept.cells[label]
+        if source.label in kept.days:
+            days[source.label] = kept.days[source.label]
+    return Experiment(
+        config=config,
+        all_cells=tuple(cells),
+        needs=needs,
+        cell_keys=cell_keys,
+        recorded=recorded,
+        policy_keys={**kept.policies, **keys},
+        days=days,
+        here=frozenset(here),
+        notes=tuple(notes),
+        code=code_digest(_OWN_SOURCES),
+    )
+
+
+def _find_keys(
+    config: ExperimentConfig, cells: Sequence[Cell], needs: dict[str, float]
+) -> tuple[dict[str, str], dict[str, list[int]]]:
+    """Hashes of cells that can be built here, and the days of their recordings."""
+    keys = {
         cell.label: digest(cell.fingerprint(needs[cell.label]))
         for cell in cells
         if cell.source.is_here and cell.label in needs
@@ -221,17 +258,7 @@ def prepare(
         for source in dict.fromkeys(cell.source for cell in cells)
         if source.recording and source.is_here
     }
-    return Experiment(
-        config=config,
-        all_cells=tuple(cells),
-        needs=needs,
-        cell_keys={**kept.cells, **found},
-        policy_keys={**kept.policies, **keys},
-        days={**kept.days, **days},
-        here=frozenset(here),
-        notes=tuple(notes),
-        code=code_digest(_OWN_SOURCES),
-    )
+    return keys, days
 
 
 def _find_policies(
@@ -242,14 +269,16 @@ def _find_policies(
 
     here: set[tuple[str, str]] = set()
     keys: dict[str, str] = {}
-    for entry in config.entries:
+    for i, entry in enumerate(config.entries):
         problems = []
         for policy in entry.policies:
             try:
                 check_policy(policy)
             except (HrlPlannerError, ImportError, OSError) as error:
                 if not entry.optional:
-                    raise
+                    raise ExperimentError(
+                        f"experiment {config.name}: entries[{i}].policy {policy!r}: {error}"
+                    ) from error
                 problems.append(str(error))
                 continue
             keys[policy] = policy_key(policy)

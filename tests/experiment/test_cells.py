@@ -12,7 +12,7 @@ from agents.experiment.cells import find_cells
 from agents.experiment.perturb import make_true, swapped
 from agents.experiment.store import RunStore
 from agents.experiment.tables import TABLES
-from hrl_planner.errors import PolicyError
+from hrl_planner._spec_file import find_spec
 from hrl_planner.spec import ClusterSpec
 from tests.experiment.invented import SMOKE
 
@@ -85,8 +85,37 @@ def test_two_cells_of_one_name_are_refused(data):
 def test_a_planner_that_is_not_there_is_an_error_unless_it_is_optional(data, config):
     assert any("no-such-planner" in note for note in prepare(config).notes)
     entries = [{k: v for k, v in e.items() if k != "optional"} for e in data["entries"]]
-    with pytest.raises(PolicyError, match="no-such-planner"):
+    at = re.escape("experiment smoke: entries[") + r"\d\]\.policy 'no-such-planner'"
+    with pytest.raises(ExperimentError, match=at):
         prepare(ExperimentConfig.model_validate(data | {"entries": entries}))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"spec": "smalll"}, "cells[1].spec: unknown spec 'smalll'"),
+        (
+            {"swap": {"gpu_type": "B200", "to": "A100", "system": ["b", "a"]}},
+            "cells[1].swap: swap of B200 for A100",
+        ),
+        ({"spec": "hopeless.yaml"}, "cells[1].scenarios: spec hopeless field slo_classes"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_by_the_field_before_any_run(
+    data, change, named, tmp_path, monkeypatch
+):
+    spec = yaml.safe_load(find_spec("small").read_text()) | {"name": "hopeless"}
+    for slo_class in spec["slo_classes"]:
+        slo_class["itl_ms"] = 1e-3
+    (tmp_path / "hopeless.yaml").write_text(yaml.safe_dump(spec))
+    monkeypatch.chdir(tmp_path)
+    groups = [dict(group) for group in data["cells"]]
+    if "swap" in change:
+        change["swap"]["price_per_gpu_hour"] = 1.0
+    groups[1] |= change
+    config = ExperimentConfig.model_validate(data | {"cells": groups})
+    with pytest.raises(ExperimentError, match=re.escape(f"experiment smoke: {named}")):
+        prepare(config)
 
 
 # Clusters that are not what they are said to be
@@ -236,6 +265,25 @@ def test_reports_know_which_traces_share_a_day_also_where_the_recording_is_not(d
     # The ramp, steady load, the ramp on a slower cluster, and the recording under two budgets.
     assert days.group.tolist() == [0, 1, 0, 2, 2]
     assert days.day.tolist() == [[0, 1, 2, 3]] * 3 + [[0, 1, 0, 1]] * 2
+
+
+def test_a_recording_elsewhere_counts_as_long_as_the_experiment_says_the_same_of_it(data, tmp_path):
+    rows = "\n".join(f"{t},100,10" for t in range(0, 600, 5))
+    (tmp_path / "day.csv").write_text(f"arrival_s,isl_tokens,osl_tokens\n{rows}\n")
+    group = {"spec": "small", "recordings": ["day.csv"], "tightness": [1.0], "need": 1.0}
+    config = ExperimentConfig.model_validate(data | {"cells": [{**group, "duration_s": 100}]})
+    there = prepare(config, traces=tmp_path)
+    there.keep_keys()
+    again = prepare(config)
+    assert again.cell_keys == there.cell_keys and again.days == there.days
+    for change in (
+        {"duration_s": 200},
+        {"load": 2.0, "duration_s": 100},
+        {"duration_s": 100, "truth": {"startup": 2.0}},
+    ):
+        changed = ExperimentConfig.model_validate(data | {"cells": [{**group, **change}]})
+        assert prepare(changed).cell_keys == {}, change
+        assert prepare(changed).days == {}, change
 
 
 # The need

@@ -1,16 +1,21 @@
 """Runs: done once, shared where they are the same, and told apart where they are not."""
 
+import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
+import yaml
 
-from agents.evaluate.config import policy_key
+from agents.evaluate.config import EvaluationConfig, policy_key
 from agents.evaluate.store import write_atomically
 from agents.experiment import ExperimentConfig, Results, prepare
 from agents.experiment.store import RunStore, append
+from hrl_planner._spec_file import find_spec
 from hrl_planner.errors import PolicyError
+from hrl_planner.profile import PROFILE_DIR
+from hrl_planner.spec import ClusterSpec
 from tests.experiment.invented import SMOKE, invent, run_all
 
 
@@ -82,6 +87,45 @@ def test_the_key_follows_what_a_run_depends_on_and_nothing_else(data):
         changed = keys(cells=[group | change])
         assert set(changed.values()).isdisjoint(before.values()), change
     assert len(set(before.values())) == len(before)
+
+
+def test_runs_of_an_experiment_that_has_changed_since_are_not_reported(data, monkeypatch):
+    monkeypatch.setattr("agents.bounds.clairvoyant_need", lambda *_, **__: 0.5)
+    group = {key: value for key, value in data["cells"][0].items() if key != "need"}
+    config = ExperimentConfig.model_validate(data | {"cells": [group]})
+    prepare(config, compute_needs=True)
+    invent(config, lambda *_: 0.5).experiment.keep_keys()
+    assert Results(prepare(config), RunStore(config.results)).coverage("lp").complete
+    for change in ({"load": 0.5 * group.get("load", 1.0)}, {"duration_s": 77.0}):
+        changed = ExperimentConfig.model_validate(data | {"cells": [group | change]})
+        # Nobody has computed the need of what it says now.
+        assert Results(prepare(changed), RunStore(config.results)).coverage("lp").done == 0
+
+
+def test_a_profile_rebuilt_in_place_is_another_cluster(data, tmp_path):
+    spec = yaml.safe_load(find_spec("small").read_text())
+    pool = spec["pools"][0]
+    own = tmp_path / "own.npz"
+    shutil.copy(PROFILE_DIR / f"{pool['profile']}.npz", own)
+    pool["profile"] = own.name
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(spec))
+    group = data["cells"][0] | {"spec": str(tmp_path / "own.yaml"), "need": 1.0}
+    config = ExperimentConfig.model_validate(data | {"cells": [group]})
+
+    def keys():
+        loaded = ClusterSpec.load(group["spec"])
+        evaluation = EvaluationConfig(loaded, (), ("lp",), seeds=1)
+        return prepare(config).cell_keys, evaluation.fingerprint()
+
+    before = keys()
+    assert keys() == before
+    with np.load(own) as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["decode_ms"] = 1.1 * arrays["decode_ms"]
+    np.savez_compressed(own, **arrays)
+    after = keys()
+    assert set(after[0].values()).isdisjoint(before[0].values())
+    assert after[1] != before[1]
 
 
 def test_another_checkpoint_under_the_same_path_is_another_policy(tmp_path):
