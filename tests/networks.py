@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -46,11 +47,15 @@ def wide_ranges(limit: float = 10.0) -> Ranges:
     )
 
 
-def manifest(scaler: bool = True, ranges: Ranges | None = None) -> Manifest:
+def manifest(
+    scaler: bool = True,
+    ranges: Ranges | None = None,
+    head: Literal["residual", "flat"] = "residual",
+) -> Manifest:
     return Manifest(
         format_version=checkpoints.FORMAT_VERSION,
         name="test",
-        head="residual",
+        head=head,
         prior="lp",
         allocator=NetworkInfo.of(ALLOCATOR),
         scaler=NetworkInfo.of(SCALER) if scaler else None,
@@ -65,11 +70,12 @@ def write_checkpoint(
     allocator: checkpoints.Tensors | None = None,
     scaler: checkpoints.Tensors | None = None,
     ranges: Ranges | None = None,
+    head: Literal["residual", "flat"] = "residual",
 ) -> Path:
     """A checkpoint with the weights given, random ones where none are."""
     checkpoints.save(
         folder,
-        manifest(ranges=ranges),
+        manifest(ranges=ranges, head=head),
         tensors(ALLOCATOR, 1) if allocator is None else allocator,
         tensors(SCALER, 2) if scaler is None else scaler,
         "a card",

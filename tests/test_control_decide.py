@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hrl_planner.control.decide import Allocator, Scaler
+from hrl_planner.control.decision import Choice, Level, new_policy
 from hrl_planner.control.metrics import Float64Array
 from hrl_planner.control.pool_list import PoolList
+from hrl_planner.errors import PolicyError
 from hrl_planner.kube.convert import manifests_of
 from hrl_planner.kube.resources import ScaleTargetRef, ServingGroup, WorkerPool
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS
 from hrl_planner.spec import ClusterSpec
+from tests.networks import write_checkpoint
 
 SPEC = ClusterSpec.load("small")
 WINDOW_S = SPEC.intervals.window_s
@@ -96,3 +101,10 @@ def test_planners_of_both_levels_ask_about_the_same_cluster() -> None:
     assert names == ["prefill-l40s", "decode-l40s"]
     waiting = plan.decision.observation.pool_field("waiting")
     assert waiting.tolist() == [len(name) for name in names]
+
+
+@pytest.mark.parametrize("level", ["allocator", "scaler"])
+def test_a_checkpoint_without_two_levels_is_refused_by_name(level: Level, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "flat", head="flat")
+    with pytest.raises(PolicyError, match=rf"checkpoint {path}: head flat"):
+        new_policy(Choice(level, "lp", str(path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ from envs.simulation import SimResult, Simulation
 from hrl_planner.budget import BudgetArrays, project
 from hrl_planner.encoding import Layout
 from hrl_planner.errors import PolicyError
+from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner import PlanContext, loop
-from hrl_planner.planner.allocator import residual, unrounded
+from hrl_planner.planner.allocator import N_TERMS, residual, unrounded
+from hrl_planner.planner.learned import LearnedAllocator, LearnedScaler
+from hrl_planner.planner.lp import FluidPlanner
+from hrl_planner.planner.network import NetShape
 from hrl_planner.planner.policy import Advice, Plan, Policy
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.planner.scaler import CHANGES, TO_QUOTA, outputs_of, target_of
@@ -28,6 +33,7 @@ from tests.test_envs import requests
 
 SPEC = ClusterSpec.load("small")
 LAYOUT = Layout.of(SPEC)
+INITIAL = np.array([pool.initial for pool in SPEC.pools], np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +120,56 @@ def test_actions_stay_between_one_replica_and_the_quota() -> None:
                 assert chosen <= quota
     assert target_of(TO_QUOTA, 0, 1, 3.0, 0, 8) == 3
     assert target_of(0, 5, 1, 3.0, 0, 8) == 5
+
+
+class CountedLp(FluidPlanner):
+    """The LP, and how often it planned on its own terms."""
+
+    decided = 0
+
+    def decide(self, observation: ClusterObservation) -> Plan:
+        self.decided += 1
+        return super().decide(observation)
+
+
+def looks(trace: Trace, every_s: float, count: int) -> list[ClusterObservation]:
+    simulation = Simulation(SPEC, trace, seed=3)
+    seen = []
+    for i in range(count):
+        simulation.advance_to(every_s * i)
+        seen.append(simulation.observe())
+    return seen
+
+
+def test_a_decision_before_its_time_is_one_like_any_other(trace: Trace) -> None:
+    """Planner pods decide early when pools or budget change."""
+    lp, alone = CountedLp(), FluidPlanner()
+    terms = NetShape(class_hidden=6, hidden=12, attention=0, pooled=1, outputs=N_TERMS)
+    learned = LearnedAllocator(network(terms, 4), lp, head="terms")
+    for policy in (learned, alone):
+        policy.reset(PlanContext(SPEC, seed=3))
+    inputs = []
+    for seen in looks(trace, 20.0, 4):  # a third of a global interval
+        learned.decide(seen)
+        shown = learned.vector(seen, alone.decide(seen))
+        inputs.append(LAYOUT.split(shown)["time"])
+    assert lp.decided == 4
+    assert all(np.array_equal(one, inputs[0]) for one in inputs), "as at the interval's beginning"
+
+
+def test_a_scaler_sees_the_same_whatever_the_clock_of_its_pod(trace: Trace) -> None:
+    seen = looks(trace, 10.0, 12)
+    shown = []
+    for up_s in (0.0, 12_345.0):
+        scaler = LearnedScaler(network(SCALER, 2))
+        scaler.reset(PlanContext(SPEC))
+        for look in seen:
+            moved = replace(look, now_s=look.now_s + up_s)
+            shown.append((scaler.vector(moved, INITIAL), scaler.decide(moved).replicas))
+    half = len(seen)
+    for (vector, replicas), (later, the_same) in zip(shown[:half], shown[half:], strict=True):
+        np.testing.assert_array_equal(vector, later)
+        np.testing.assert_array_equal(replicas, the_same)
 
 
 def test_parameters_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Literal
 
 from hrl_planner.budget import BudgetArrays
+from hrl_planner.errors import PolicyError
 from hrl_planner.kube.resources import PolicySpec
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner import Plan, PlanContext, Policy
@@ -254,11 +255,16 @@ def new_policy(choice: Choice, log: Interventions | None = None) -> Policy:
         log: where a shield tells what it does.
 
     Raises:
-        HrlPlannerError: there is none, or its checkpoint cannot be read.
+        HrlPlannerError: there is none, or its checkpoint cannot be read or has no two levels.
     """
     log = Interventions() if log is None else log
     if choice.checkpoint is not None:
         checkpoint = load(find(choice.checkpoint))
+        if checkpoint.manifest.head == "flat":
+            raise PolicyError(
+                f"checkpoint {choice.checkpoint}: head flat sets replicas without local planners, "
+                "and planner pods have two levels; deploy one of another head"
+            )
         make = allocator_of if choice.level == "allocator" else scaler_of
         return make(checkpoint, log)
     if choice.level == "scaler" and choice.policy == QUOTA:

@@ -53,16 +53,18 @@ class _Reader:
         self.global_s = spec.intervals.global_s
         self.role = CapacityModel.from_spec(spec).role
 
-    def vector(self, observation: ClusterObservation, wish: NDArray[np.int64]) -> Vector:
-        """Return the input vector with the rule's wish in the plan's place."""
+    def vector(
+        self, observation: ClusterObservation, wish: NDArray[np.int64], since_s: float
+    ) -> Vector:
+        """Return the input vector with the rule's wish in the plan's place.
+
+        Args:
+            observation: what is seen.
+            wish: replicas, shape (P,).
+            since_s: time since global intervals began.
+        """
         return scaler_input(
-            observation.pools,
-            observation.classes,
-            wish,
-            self.scales,
-            observation.now_s,
-            0.0,
-            self.global_s,
+            observation.pools, observation.classes, wish, self.scales, since_s, 0.0, self.global_s
         )
 
     def rows(self, vector: Vector) -> tuple[Vector, Vector]:
@@ -127,8 +129,9 @@ class LearnedAllocator:
         self._plan, self._action, self._next_plan_s = None, None, -np.inf
 
     def planned(self, observation: ClusterObservation) -> Plan:
-        """Return the prior's plan, made anew every global interval."""
-        if self._plan is None or observation.now_s >= self._next_plan_s:
+        """Return the prior's plan: a new one, of head `flat` one per global interval."""
+        due = self._head != "flat" or observation.now_s >= self._next_plan_s
+        if self._plan is None or due:
             self._plan = self.prior.decide(observation)
             self._next_plan_s = observation.now_s + self.reader.global_s
         elif (heard := self._heard(observation)) is not None:
@@ -156,7 +159,10 @@ class LearnedAllocator:
     def vector(self, observation: ClusterObservation, plan: Plan) -> Vector:
         """Return what the network is shown."""
         reader = self.reader
-        vector = reader.vector(observation, plan.replicas)
+        # All but `flat` are trained to decide where a global interval begins: whenever they are
+        # asked to, one does.
+        since_s = observation.now_s if self._head == "flat" else 0.0
+        vector = reader.vector(observation, plan.replicas, since_s)
         write_plan(vector, reader.layout, plan, reader.scales)
         return vector
 
@@ -205,6 +211,9 @@ class LearnedAllocator:
 class LearnedScaler:
     """A trained local planner for all pools, within the quotas it is shown.
 
+    It takes its first decision for the beginning of a global interval: planner pods ask first when
+    a quota comes.
+
     Args:
         network: its weights.
     """
@@ -220,6 +229,7 @@ class LearnedScaler:
         self._reader: _Reader | None = None
         self._parameters = RuleParameters().to_array()
         self._changed_s: FloatArray = np.zeros(0)
+        self._began_s: float | None = None
 
     @property
     def reader(self) -> _Reader:
@@ -233,6 +243,16 @@ class LearnedScaler:
         self._reader = _Reader(context)
         self.interval_s = context.spec.intervals.local_s
         self._changed_s = np.full(len(context.spec.pools), -np.inf)
+        self._began_s = None
+
+    def vector(self, observation: ClusterObservation, wish: NDArray[np.int64]) -> Vector:
+        """Return what the network is shown, with the rule's wish."""
+        return self.reader.vector(observation, wish, self._since_s(observation))
+
+    def _since_s(self, observation: ClusterObservation) -> float:
+        if self._began_s is None:
+            self._began_s = observation.now_s
+        return observation.now_s - self._began_s
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Scale every pool within its quota.
@@ -251,7 +271,7 @@ class LearnedScaler:
             reader.rule_pools,
             self._parameters,
             reader.scales,
-            observation.now_s,
+            self._since_s(observation),
             0.0,
             reader.global_s,
             observation.pool_field("quota"),

@@ -281,8 +281,8 @@ class ShieldedScaler:
             )
         cause: Cause = "range"
         try:
-            reader = self._learned.reader
-            why = self._check.outside(*reader.rows(reader.vector(observation, wish.replicas)))
+            vector = self._learned.vector(observation, wish.replicas)
+            why = self._check.outside(*self._learned.reader.rows(vector))
             if why is None:
                 return self._learned.decide(observation)
         except Exception as error:
