@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from envs.base import PlannerEnv
 from envs.global_allocator import GlobalLevel
@@ -170,6 +171,27 @@ def test_a_scaler_sees_the_same_whatever_the_clock_of_its_pod(trace: Trace) -> N
     for (vector, replicas), (later, the_same) in zip(shown[:half], shown[half:], strict=True):
         np.testing.assert_array_equal(vector, later)
         np.testing.assert_array_equal(replicas, the_same)
+
+
+def test_the_scaler_counts_global_intervals_from_the_first_look_also_in_the_shield(
+    tmp_path: Path, trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first look there are no metrics, and the shield holds."""
+    shown: list[tuple[float, float]] = []
+    vector = LearnedScaler.vector
+
+    def spied(
+        self: LearnedScaler, seen: ClusterObservation, wish: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        made = vector(self, seen, wish)
+        shown.append((seen.now_s, float(made[-1])))
+        return made
+
+    monkeypatch.setattr(LearnedScaler, "vector", spied)
+    path = write_checkpoint(tmp_path / "c")
+    drive(make_policy(f"learned:path={path}"), trace, 3)
+    assert len(shown) > 20 and {phase for _, phase in shown} >= {0.0}
+    assert all(phase == pytest.approx(now_s % 60.0 / 60.0) for now_s, phase in shown)
 
 
 def test_parameters_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hrl_planner.errors import PolicyError
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
 from hrl_planner.planner import loop
 from hrl_planner.planner.lp import FluidPlanner
-from hrl_planner.planner.policy import PlanContext
+from hrl_planner.planner.policy import Plan, PlanContext
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.spec import ClusterSpec
 from hrl_planner.workload.events import ClusterEvent
@@ -206,26 +206,51 @@ def test_a_pool_without_a_profile_is_scaled_by_the_rule() -> None:
 @given(
     blind=st.sets(st.integers(0, len(SPEC.pools) - 1), min_size=1, max_size=3),
     total_gpus=st.integers(6, 16),
+    held=st.lists(st.integers(0, 8), min_size=len(SPEC.pools), max_size=len(SPEC.pools)),
     rates=st.lists(st.floats(0.0, 80.0), min_size=4, max_size=8),
 )
 @settings(max_examples=40, deadline=None)
 def test_the_rule_never_asks_for_what_leaves_the_lp_no_solution(
-    blind: set[int], total_gpus: int, rates: list[float]
+    blind: set[int], total_gpus: int, held: list[int], rates: list[float]
 ) -> None:
     spec = SPEC.replace(budget={"gpus": SPEC.budget.gpus, "total_gpus": total_gpus})
     arrays = BudgetArrays.from_spec(spec)
     policy = FluidPlanner()
     policy.reset(PlanContext(spec, blind_pools=frozenset(blind)))
-    held = np.minimum(INITIAL, 1)
+    now = np.array(held)
     for step, rate in enumerate(rates):
         seen = busy(10.0 + 60.0 * step, rate)
         for name in ("ready", "target_replicas"):
-            seen.pools[:, POOL_FIELDS.index(name)] = held
+            seen.pools[:, POOL_FIELDS.index(name)] = now
         seen.pools[sorted(blind), POOL_FIELDS.index("waiting")] = 500.0
         plan = policy.decide(seen)
         assert "no solution" not in plan.reason
         assert arrays.fits(plan.replicas)
-        held = plan.replicas
+        now = plan.replicas
+
+
+def overrun(policy: FluidPlanner, blind: int, held: list[int], steps: int) -> list[Plan]:
+    """Plans for a full cluster, minute by minute, with a long queue at a pool without a profile."""
+    policy.reset(PlanContext(SPEC, blind_pools=frozenset({blind})))
+    plans = []
+    for step in range(steps):
+        seen = busy(10.0 + 60.0 * step, 60.0)
+        for name in ("ready", "target_replicas"):
+            seen.pools[:, POOL_FIELDS.index(name)] = held
+        seen.pools[blind, POOL_FIELDS.index("waiting")] = 500.0
+        plans.append(policy.decide(seen))
+    return plans
+
+
+def test_a_pool_without_a_profile_gains_where_gpus_are_scarce() -> None:
+    plans = overrun(FluidPlanner(), 2, [6, 4, 2, 4], 6)
+    assert plans[-1].replicas[2] > 2
+    assert plans[-1].replicas[0] >= 4, "what serves gives way, and does not give up"
+
+
+def test_a_mix_with_a_pool_without_a_profile_is_rebuilt_like_others() -> None:
+    plans = overrun(FluidPlanner(rebuild_s=900.0), 3, [1, 7, 7, 1], 12)
+    assert any("rebuild" in plan.reason for plan in plans)
 
 
 @pytest.mark.parametrize("rate", [4.0, 12.0])
@@ -334,7 +359,7 @@ def test_tuned_thresholds_are_finite(tmp_path: Path) -> None:
 ONE_DECISION = """
 import numpy as np
 from hrl_planner.observation import CLASS_FIELDS, POOL_FIELDS, ClusterObservation
-from hrl_planner.planner.policy import PlanContext
+from hrl_planner.planner.policy import Plan, PlanContext
 from hrl_planner.planner.registry import make_policy
 from hrl_planner.spec import ClusterSpec
 

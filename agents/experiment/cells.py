@@ -203,7 +203,7 @@ def find_cells(config: ExperimentConfig, traces: Path | None) -> list[Cell]:
 
 
 def _check(group: CellGroup, where: str) -> None:
-    """Refuse at once what would otherwise fail run by run."""
+    """Refuse at once a cluster or scenario whose every run would fail."""
     field = "spec"
     try:
         spec = ClusterSpec.load(group.spec)

@@ -175,15 +175,23 @@ class Experiment:
 
     def keep_keys(self) -> None:
         """Write the hashes down for reports that are made elsewhere."""
+        old = _read_keys(self.config)
+        here = {cell.label for cell in self.all_cells if cell.source.is_here}
+        # Runs of recordings that are elsewhere are not lost, whatever is said of them for now.
+        elsewhere = {label: said for label, said in old.recorded.items() if label not in here}
         keys = _Keys(
-            cells=self.cell_keys,
-            recorded={k: said for k, said in self.recorded.items() if k in self.cell_keys},
+            cells=self.cell_keys | {k: old.cells[k] for k in elsewhere if k in old.cells},
+            recorded={k: said for k, said in self.recorded.items() if k in here} | elsewhere,
             policies=self.policy_keys,
-            days=self.days,
+            days=old.days | self.days,
         )
         path = manifest(self.config)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(keys.model_dump(), indent=1, sort_keys=True) + "\n")
+
+
+def _read_keys(config: ExperimentConfig) -> _Keys:
+    return read_kept(manifest(config), TypeAdapter(_Keys), _Keys())
 
 
 def manifest(config: ExperimentConfig) -> Path:
@@ -212,8 +220,7 @@ def prepare(
         HrlPlannerError: an entry that is not optional cannot be made, or a cell is at fault.
     """
     cells = find_cells(config, traces)
-    path = manifest(config)
-    kept = read_kept(path, TypeAdapter(_Keys), _Keys())
+    kept = _read_keys(config)
     absent = {cell.source.label for cell in cells if not cell.source.is_here}
     notes = [f"recording {name} is not here: give --traces DIR" for name in sorted(absent)]
     here, keys = _find_policies(config, only, notes)
@@ -247,7 +254,7 @@ def prepare(
 def _find_keys(
     config: ExperimentConfig, cells: Sequence[Cell], needs: dict[str, float]
 ) -> tuple[dict[str, str], dict[str, list[int]]]:
-    """Hashes of cells that can be built here, and the days of their recordings."""
+    """Hashes of cells that can be built here and whose need is known, and days of recordings."""
     keys = {
         cell.label: digest(cell.fingerprint(needs[cell.label]))
         for cell in cells

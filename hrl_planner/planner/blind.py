@@ -1,4 +1,4 @@
-"""Pools without a profile: scaled by the rule, with what the pools the LP plans leave them."""
+"""Pools without a profile: scaled by the rule, within a budget they share with those planned."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from hrl_planner.budget import BudgetArrays, project
 from hrl_planner.observation import ClusterObservation
 from hrl_planner.planner.policy import FloatArray, IntArray, PlanContext
 from hrl_planner.planner.rule import RulePolicy
-
-_LAST = 1e-3  # weight of these pools beside those whose replicas are known to be needed
 
 
 class BlindPools:
@@ -37,23 +35,20 @@ class BlindPools:
             return np.zeros(0)
         return self._rule.decide(observation).replicas[self.index].astype(np.float64)
 
-    def grant(self, wish: FloatArray, least: FloatArray, current: IntArray) -> FloatArray:
-        """Return what these pools get of their wish beside the least of the others.
+    def fitted(self, low: FloatArray, current: IntArray) -> FloatArray:
+        """Return the least replicas of all pools, made to fit the budget where these pools ask.
 
-        The rule looks at one pool at a time, so its wishes may not fit. An LP told to hold them
-        would have no solution.
+        The rule looks at one pool at a time, so what it asks for may not fit beside what the other
+        pools keep, and an LP told to hold both would have no solution. Both give way, each by as
+        many GPUs as the projection onto the budget takes.
 
         Args:
-            wish: replicas, shape (B,).
-            least: whole replicas that the others must have, shape (P,).
+            low: whole replicas, of these pools what the rule asks for, shape (P,).
             current: replicas asked for so far, shape (P,).
 
         Returns:
-            Replicas within the budget, shape (B,).
+            Replicas, shape (P,); `low` itself where every pool has a profile.
         """
         if not self.index.size:
-            return wish
-        desired, weights = least.copy(), np.ones(least.size)
-        desired[self.index], weights[self.index] = wish, _LAST
-        fitted = project(desired, current, self._arrays, weights=weights)
-        return fitted[self.index].astype(np.float64)
+            return low
+        return project(low, current, self._arrays).astype(np.float64)

@@ -129,7 +129,7 @@ class LearnedAllocator:
         self._plan, self._action, self._next_plan_s = None, None, -np.inf
 
     def planned(self, observation: ClusterObservation) -> Plan:
-        """Return the prior's plan: a new one, of head `flat` one per global interval."""
+        """Return the prior's plan, a new one; head `flat` has one made every global interval."""
         due = self._head != "flat" or observation.now_s >= self._next_plan_s
         if self._plan is None or due:
             self._plan = self.prior.decide(observation)
@@ -211,8 +211,8 @@ class LearnedAllocator:
 class LearnedScaler:
     """A trained local planner for all pools, within the quotas it is shown.
 
-    It takes its first decision for the beginning of a global interval: planner pods ask first when
-    a quota comes.
+    It takes the first observation it sees for the beginning of a global interval. In a planner pod
+    that is when a new pool gets a quota; after a restart nobody knows when that was.
 
     Args:
         network: its weights.
@@ -245,14 +245,15 @@ class LearnedScaler:
         self._changed_s = np.full(len(context.spec.pools), -np.inf)
         self._began_s = None
 
-    def vector(self, observation: ClusterObservation, wish: NDArray[np.int64]) -> Vector:
-        """Return what the network is shown, with the rule's wish."""
-        return self.reader.vector(observation, wish, self._since_s(observation))
-
-    def _since_s(self, observation: ClusterObservation) -> float:
+    def see(self, observation: ClusterObservation) -> float:
+        """Return the time since the first observation; also to be shown those it only sees."""
         if self._began_s is None:
             self._began_s = observation.now_s
         return observation.now_s - self._began_s
+
+    def vector(self, observation: ClusterObservation, wish: NDArray[np.int64]) -> Vector:
+        """Return what the network is shown, with the rule's wish."""
+        return self.reader.vector(observation, wish, self.see(observation))
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Scale every pool within its quota.
@@ -271,7 +272,7 @@ class LearnedScaler:
             reader.rule_pools,
             self._parameters,
             reader.scales,
-            self._since_s(observation),
+            self.see(observation),
             0.0,
             reader.global_s,
             observation.pool_field("quota"),

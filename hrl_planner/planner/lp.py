@@ -6,7 +6,8 @@ replicas; routing weights that follow the replicas that serve now, not those pla
 where the model ends. Without metrics it holds, for good reason nobody can see the traffic then,
 and after `outage_s` returns to the floor its long-run mean plan sets. GPUs that stay pending
 do not exist: the type is planned with what it holds until a retry is due. A pool without a profile
-is scaled by the rule, and the LP plans the others around it.
+is scaled by the rule and the LP plans the others around it; where not both can be had, both give
+way.
 """
 
 from __future__ import annotations
@@ -319,8 +320,10 @@ class FluidPlanner:
         servers = np.minimum(np.maximum(held, _FEW), self._maximum)
         low, high = self._minimum.copy(), self._maximum.copy()
         blind = self._blind.index
-        low[blind] = high[blind] = self._blind.grant(moment.by_rule, low, current)
-        least = low
+        low[blind] = moment.by_rule
+        least = low = self._blind.fitted(low, current)
+        high[blind] = low[blind]
+        most = high.copy()
         ready = moment.ready
         needed = solve(
             demand.now,
@@ -334,7 +337,8 @@ class FluidPlanner:
             if not moment.settled:
                 kept = np.minimum(ready + moment.starting, current)
             low = np.minimum(np.maximum(kept, low), high)
-            low[blind] = high[blind] = self._blind.grant(low[blind], low, current)
+            low = self._blind.fitted(low, current)
+            high[blind] = low[blind]
         planned = demand.now + terms.outlook * (demand.planned - demand.now)
         offered = np.maximum(demand.now, _LEAST_WORTH * planned)
         # A replica of a minimum that finds no GPU must not take the answer of all other pools away.
@@ -358,7 +362,7 @@ class FluidPlanner:
             servers = np.maximum(np.ceil(best.replicas - self._round_up), 1.0)
             filled = (best.flows / np.maximum(cap, _LEAST_CAPACITY)).sum(axis=0)
             self._memory.use(filled / usable - self._round_up)
-            solution = Solution(best, Traffic(planned, cap, share, offered, usable), least, high)
+            solution = Solution(best, Traffic(planned, cap, share, offered, usable), least, most)
         return solution
 
     def _route(self, ready: FloatArray, demand: Demand, rates: Rates) -> FloatArray | None:

@@ -269,7 +269,8 @@ class ShieldedScaler:
 
     def decide(self, observation: ClusterObservation) -> Plan:
         """Follow the network, or say why not."""
-        # The rule sees every observation, also those it is not asked about: it counts intervals.
+        # Both see every observation, also those they are not asked about: they count intervals.
+        self._learned.see(observation)
         wish, failure = _attempt(lambda: self._rule.decide(observation))
         blind = _blind(observation)
         if blind is not None:

@@ -284,6 +284,8 @@ def test_a_recording_elsewhere_counts_as_long_as_the_experiment_says_the_same_of
         changed = ExperimentConfig.model_validate(data | {"cells": [{**group, **change}]})
         assert prepare(changed).cell_keys == {}, change
         assert prepare(changed).days == {}, change
+        prepare(changed).keep_keys()  # a report of it
+    assert prepare(config).cell_keys == there.cell_keys and prepare(config).days == there.days
 
 
 # The need
